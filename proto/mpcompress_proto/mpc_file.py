@@ -1,0 +1,217 @@
+"""The .mpc file: a coded unit in as few bytes as its header allows.
+
+    offset  bytes
+    0       2      "MP"
+    2       1      0xC0 | format version (1)
+    3       4      CRC-32 (zlib's) of all other bytes of the file, little-endian
+    7       8      fingerprint
+    15      1      bits 0-1 arithmetic, bits 2-7 bitstream version (1 to 63)
+    16      2n     codec id in base 40: three characters per little-endian uint16, ended by a 0 character
+    ..      ..     one descriptor per tensor: a byte (bits 0-3 data type, bits 4-6 rank, bit 7 another one follows),
+                   then the sides as varints
+    ..      1+     varint: size of the state that follows
+    ..      ..     state: a CodedUnitHeader with only pstate, stream_bytes (of more than one), ctx_hash and, unless
+                   there is one tensor named "h", the tensors' names
+    ..      ..     payload, to the end
+
+Base 40 stores an id in two thirds of its bytes: a whole klt unit costs at most 48 bytes beyond its payload.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+
+from google.protobuf.message import DecodeError
+
+from mpcompress_proto.errors import CorruptUnitError, WireError
+from mpcompress_proto.tensors import FEATURES, MAX_RANK, MAX_SIDE, MAX_TENSORS
+from mpcompress_proto.v1 import compression_pb2 as pb
+
+FORMAT_VERSION = 1
+FINGERPRINT_BYTES = 8
+CODEC_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+_MAGIC = b"MP"
+_VERSION_BASE = 0xC0
+_CRC = slice(3, 7)
+_FIXED = struct.Struct("<2sBI8sB")
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789._-"
+_DIGIT = {character: index + 1 for index, character in enumerate(_ALPHABET)}
+_MAX_ID_WORDS = 22
+_MAX_STATE_BYTES = 1 << 20
+
+
+def write(header: pb.CodedUnitHeader, payload: bytes) -> bytes:
+    """Serialises a checked header and its payload. Raises WireError for what the layout cannot hold."""
+    if not 1 <= header.bitstream_version <= 63:
+        raise WireError("the bitstream version is 1 to 63", field="unit.bitstream_version")
+    if len(header.fingerprint) != FINGERPRINT_BYTES:
+        raise WireError(f"a fingerprint has {FINGERPRINT_BYTES} bytes", field="unit.fingerprint")
+    flags = header.arithmetic | header.bitstream_version << 2
+    state = _state(header)
+    body = b"".join(
+        [
+            _FIXED.pack(_MAGIC, _VERSION_BASE | FORMAT_VERSION, 0, header.fingerprint, flags),
+            _pack_id(header.codec_id),
+            _pack_tensors(header),
+            _varint(len(state)),
+            state,
+            payload,
+        ]
+    )
+    return body[: _CRC.start] + _checksum(body).to_bytes(4, "little") + body[_CRC.stop :]
+
+
+def read(data: bytes) -> tuple[pb.CodedUnitHeader, bytes]:
+    """Parses a .mpc file from anywhere into its header, all fields set, and its payload.
+
+    Raises:
+        CorruptUnitError: not a .mpc file, of a newer format, damaged, truncated or extended.
+    """
+    if len(data) < _FIXED.size or data[:2] != _MAGIC or data[2] & 0xF0 != _VERSION_BASE:
+        raise CorruptUnitError("not a .mpc file", field="unit")
+    if data[2] & 0x0F != FORMAT_VERSION:
+        raise CorruptUnitError(f".mpc format {data[2] & 0x0F}; this reader knows {FORMAT_VERSION}", field="unit")
+    if _checksum(data) != int.from_bytes(data[_CRC], "little"):
+        raise CorruptUnitError("the .mpc file is damaged or incomplete: its checksum does not match", field="unit")
+    cursor = _Cursor(data, _FIXED.size)
+    codec_id = _unpack_id(cursor)
+    tensors = _unpack_tensors(cursor)
+    header = pb.CodedUnitHeader()
+    try:
+        header.ParseFromString(cursor.take(cursor.varint(_MAX_STATE_BYTES)))
+    except DecodeError as error:
+        raise CorruptUnitError("the .mpc file's state is no CodedUnitHeader", field="unit.pstate") from error
+    payload = cursor.rest()
+    _merge_names(header, tensors)
+    header.format_version = FORMAT_VERSION
+    header.codec_id = codec_id
+    header.fingerprint = data[7:15]
+    header.arithmetic = pb.Arithmetic.ValueType(data[15] & 3)
+    header.bitstream_version = data[15] >> 2
+    header.payload_bytes = len(payload)
+    header.payload_crc32 = zlib.crc32(payload)
+    return header, payload
+
+
+def _checksum(data: bytes) -> int:
+    return zlib.crc32(memoryview(data)[_CRC.stop :], zlib.crc32(data[: _CRC.start]))
+
+
+def _state(header: pb.CodedUnitHeader) -> bytes:
+    """The fields that have no place of their own in the layout."""
+    rest = pb.CodedUnitHeader()
+    rest.CopyFrom(header)
+    for name in ("format_version", "codec_id", "bitstream_version", "fingerprint", "arithmetic", "payload_bytes"):
+        rest.ClearField(name)
+    rest.ClearField("payload_crc32")
+    if len(rest.stream_bytes) == 1:
+        rest.ClearField("stream_bytes")
+    names = [tensor.name or FEATURES for tensor in header.tensors]
+    rest.ClearField("tensors")
+    if names != [FEATURES]:
+        rest.tensors.extend(pb.TensorSpec(name=name) for name in names)
+    # Deterministic: the same unit gives the same file.
+    return rest.SerializeToString(deterministic=True)
+
+
+def _merge_names(header: pb.CodedUnitHeader, tensors: list[pb.TensorSpec]) -> None:
+    """Puts the names from the state into the tensors from the descriptors, and those into the header."""
+    names = [spec.name for spec in header.tensors] or [FEATURES]
+    if len(names) != len(tensors):
+        raise CorruptUnitError(f"{len(tensors)} tensors but {len(names)} names", field="unit.tensors")
+    header.ClearField("tensors")
+    for name, tensor in zip(names, tensors, strict=True):
+        tensor.name = name
+        header.tensors.append(tensor)
+
+
+def _pack_id(codec_id: str) -> bytes:
+    if not CODEC_ID.fullmatch(codec_id):
+        raise WireError(f"codec id {codec_id!r} is not 1 to 64 characters of [a-z0-9._-]", field="unit.codec_id")
+    digits = [_DIGIT[character] for character in codec_id] + [0]
+    digits += [0] * (-len(digits) % 3)
+    words = [digits[i] * 1600 + digits[i + 1] * 40 + digits[i + 2] for i in range(0, len(digits), 3)]
+    return struct.pack(f"<{len(words)}H", *words)
+
+
+def _unpack_id(cursor: _Cursor) -> str:
+    digits: list[int] = []
+    for _ in range(_MAX_ID_WORDS):
+        word = int.from_bytes(cursor.take(2), "little")
+        if word >= 64000:
+            break
+        digits += [word // 1600, word // 40 % 40, word % 40]
+        if digits[-1] == 0:
+            end = digits.index(0)
+            codec_id = "".join(_ALPHABET[digit - 1] for digit in digits[:end])
+            if any(digits[end:]) or not CODEC_ID.fullmatch(codec_id):
+                break
+            return codec_id
+    raise CorruptUnitError("the .mpc file names no codec", field="unit.codec_id")
+
+
+def _pack_tensors(header: pb.CodedUnitHeader) -> bytes:
+    if not 1 <= len(header.tensors) <= MAX_TENSORS:
+        raise WireError(f"a unit has 1 to {MAX_TENSORS} tensors", field="unit.tensors")
+    packed = b""
+    for index, tensor in enumerate(header.tensors):
+        more = 0x80 if index + 1 < len(header.tensors) else 0
+        packed += bytes([tensor.dtype | len(tensor.shape) << 4 | more])
+        packed += b"".join(_varint(side) for side in tensor.shape)
+    return packed
+
+
+def _unpack_tensors(cursor: _Cursor) -> list[pb.TensorSpec]:
+    tensors: list[pb.TensorSpec] = []
+    more = True
+    while more:
+        if len(tensors) == MAX_TENSORS:
+            raise CorruptUnitError(f"the unit has more than {MAX_TENSORS} tensors", field="unit.tensors")
+        descriptor = cursor.take(1)[0]
+        rank = descriptor >> 4 & 7
+        if not 1 <= rank <= MAX_RANK:
+            raise CorruptUnitError(f"a tensor of {rank} axes", field=f"unit.tensors[{len(tensors)}].shape")
+        shape = [cursor.varint(MAX_SIDE) for _ in range(rank)]
+        tensors.append(pb.TensorSpec(dtype=pb.DataType.ValueType(descriptor & 0x0F), shape=shape))
+        more = bool(descriptor & 0x80)
+    return tensors
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Cursor:
+    """Reads forward through bytes; past the end is a CorruptUnitError."""
+
+    def __init__(self, data: bytes, start: int) -> None:
+        self._data = data
+        self._at = start
+
+    def take(self, count: int) -> bytes:
+        if count > len(self._data) - self._at:
+            raise CorruptUnitError("the .mpc file ends inside its header", field="unit")
+        self._at += count
+        return self._data[self._at - count : self._at]
+
+    def varint(self, limit: int) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if not byte & 0x80:
+                if value > limit:
+                    raise CorruptUnitError(f"a size of {value} in the .mpc header; the limit is {limit}", field="unit")
+                return value
+        raise CorruptUnitError("an endless number in the .mpc header", field="unit")
+
+    def rest(self) -> bytes:
+        return self._data[self._at :]
