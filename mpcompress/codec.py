@@ -139,6 +139,7 @@ class FeatureCodec(ABC):
         prefix_tokens: prefix tokens it was made for.
         parameters: names of the family parameters it knows.
         trained: False for random weights, which only tests may use.
+        pstate_kind: which message of the wire holds its pstate ("klt", "vit_union", "hyperprior", "picture", "plugin").
     """
 
     id: str
@@ -154,6 +155,11 @@ class FeatureCodec(ABC):
     prefix_tokens: int = 0
     parameters: tuple[str, ...] = ()
     trained: bool = True
+
+    @property
+    def pstate_kind(self) -> str:
+        """The family's own name, unless families share a message."""
+        return self.family
 
     @abstractmethod
     def resolve(self, specs: Sequence[TensorSpec], params: CodingParams) -> CodingParams:

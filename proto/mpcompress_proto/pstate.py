@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.message import Message
 
 from mpcompress_proto.errors import WireError
@@ -84,6 +83,6 @@ def to_dict(message: Message) -> dict[str, Any]:
     return values
 
 
-def _prefix(enum: EnumDescriptor) -> str:
+def _prefix(enum: Any) -> str:
     """PICTURE_FORMAT_ for PictureFormat: the part of the value names before UNSPECIFIED."""
-    return enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return str(enum.values_by_number[0].name).removesuffix("UNSPECIFIED")
