@@ -1,0 +1,208 @@
+"""rANS inside compiled code: the steps that a kernel with its own loop calls, state passed in and out.
+
+The coder (Duda 2013, arXiv 1311.2540; range variant) has one 32-bit state in [2^16, 2^32) and 16-bit little-endian
+words. A symbol is an interval [start, start + freq) of [0, 2^precision), 8 <= precision <= 16. A stream is the
+encoder's last state (4 bytes) and its words in the order in which a decoder wants them:
+
+    encoder   forward: `collect` intervals   ->   backward: `rans_put` each   ->   state, words
+    decoder   `rans_open`  ->  `rans_get` symbol by symbol, forward           ->   `rans_closed`
+
+So a decoder may compute the table row of a symbol from the symbols before it. It starts from the encoder's last state
+and must end in the encoder's first, 2^16, with no byte left: `rans_closed`. A cut or extended stream never does.
+
+A symbol outside its table's range is the table's last symbol, one bit for the side (1 above), and the distance to the
+range as an Exp-Golomb code of order 0, all as intervals of power-of-two width.
+
+Errors are sticky: a read past the end or an impossible escape moves `pos` past the end for good, which `rans_closed`
+reports. Every loop and index is bounded whatever the bytes are, so a kernel needs no check of its own before the end.
+
+`tables` is `CdfTables.kernel_args`, of the numba type `TABLES_TYPE`; rows must lie in [0, number of tables).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpcompress._numba import njit, types
+from mpcompress.entropy.tables import LUT_BITS
+
+__all__ = [
+    "MAX_ESCAPE_INTERVALS",
+    "STATE_LOW",
+    "TABLES_TYPE",
+    "collect",
+    "rans_closed",
+    "rans_get",
+    "rans_get_bits",
+    "rans_open",
+    "rans_put",
+]
+
+STATE_LOW = 1 << 16
+"""Lower end of the state's interval, and the state in which encoders start and decoders must end."""
+
+MAX_ESCAPE_INTERVALS = 1 + 1 + 32 + 4
+"""Most intervals of one symbol: escape, side, unary prefix, suffix of at most 31 bits in pieces of at least 8."""
+
+
+def _frozen(dtype: Any) -> Any:
+    return types.Array(dtype, 1, "C", readonly=True)
+
+
+TABLES_TYPE = types.Tuple(
+    (
+        _frozen(types.uint32),  # cumulative frequencies, from 0 to 2^precision, table after table
+        _frozen(types.int32),  # [row] where its table begins in there
+        _frozen(types.int32),  # [row] symbols of its range, that is without the escape
+        _frozen(types.int32),  # [row] smallest symbol
+        _frozen(types.uint16),  # [row << LUT_BITS | first bits of slot] last symbol that begins at or before them
+        types.int64,  # precision
+    )
+)
+
+Array = Any  # inside compiled code the signature of the kernel says what a numpy array is,
+Int = Any  # and integers have 64 bits
+
+
+@njit(forceinline=True)
+def rans_put(words: Array, pos: Int, state: Int, start: Int, freq: Int, precision: Int) -> tuple[Int, Int]:
+    """Code one interval. `words` (uint16) fills from its end; returns the new `pos` (last word written) and `state`."""
+    if state >= freq << (32 - precision):
+        pos -= 1
+        words[pos] = state & 0xFFFF
+        state >>= 16
+    quotient = np.int64(np.uint32(state) // np.uint32(freq))  # both fit: a 32-bit division is the fast one
+    return pos, (quotient << precision) + (state - quotient * freq) + start
+
+
+@njit(forceinline=True)
+def rans_open(data: Array) -> tuple[Int, Int]:
+    """Begin to read `data` (uint8): returns `pos` and `state`."""
+    if data.size < 4:
+        return data.size + 2, STATE_LOW
+    state = np.int64(data[0]) | np.int64(data[1]) << 8 | np.int64(data[2]) << 16 | np.int64(data[3]) << 24
+    if state < STATE_LOW:
+        return data.size + 2, STATE_LOW
+    return 4, state
+
+
+@njit(forceinline=True)
+def rans_closed(data: Array, pos: Int, state: Int) -> Any:
+    """Whether the decoder stands where the encoder began, with every byte consumed."""
+    return pos == data.size and state == STATE_LOW
+
+
+@njit(forceinline=True)
+def _advance(data: Array, pos: Int, state: Int, start: Int, freq: Int, precision: Int) -> tuple[Int, Int]:
+    state = freq * (state >> precision) + (state & ((1 << precision) - 1)) - start
+    if state < STATE_LOW:
+        if pos + 2 <= data.size:
+            state = state << 16 | np.int64(data[pos]) | np.int64(data[pos + 1]) << 8
+            pos += 2
+        else:
+            state = STATE_LOW
+            pos = data.size + 2
+    return pos, state
+
+
+@njit(forceinline=True)
+def rans_get_bits(data: Array, pos: Int, state: Int, bits: Int, precision: Int) -> tuple[Int, Int, Int]:
+    """Decode 1 <= `bits` <= precision equiprobable bits: returns their value, `pos`, `state`."""
+    shift = precision - bits
+    value = (state & ((1 << precision) - 1)) >> shift
+    pos, state = _advance(data, pos, state, value << shift, 1 << shift, precision)
+    return value, pos, state
+
+
+@njit()
+def _get_distance(data: Array, pos: Int, state: Int, precision: Int) -> tuple[Int, Int, Int]:
+    length = 0
+    while True:
+        bit, pos, state = rans_get_bits(data, pos, state, 1, precision)
+        if bit:
+            break
+        length += 1
+        if length == 32:
+            return 0, data.size + 2, state
+    value = 1
+    while length > 0:
+        bits = min(length, precision)
+        piece, pos, state = rans_get_bits(data, pos, state, bits, precision)
+        value = value << bits | piece
+        length -= bits
+    return value - 1, pos, state
+
+
+@njit()
+def _get_escaped(data: Array, pos: Int, state: Int, low: Int, high: Int, precision: Int) -> tuple[Int, Int, Int]:
+    above, pos, state = rans_get_bits(data, pos, state, 1, precision)
+    distance, pos, state = _get_distance(data, pos, state, precision)
+    symbol = high + distance if above else low - 1 - distance
+    if symbol < -(1 << 31) or symbol >= 1 << 31:
+        return 0, data.size + 2, state
+    return symbol, pos, state
+
+
+@njit(forceinline=True)
+def rans_get(data: Array, pos: Int, state: Int, tables: Any, row: Int) -> tuple[Int, Int, Int]:
+    """Decode one symbol of table `row`: returns it (within int32), `pos` and `state`."""
+    cdf, begins, sizes, offsets, lut, precision = tables
+    begin = np.int64(begins[row])
+    slot = np.uint32(state & ((1 << precision) - 1))
+    index = np.int64(lut[(row << LUT_BITS) | (np.int64(slot) >> (precision - LUT_BITS))])
+    while cdf[begin + index + 1] <= slot:  # ends: a table's last entry is 2^precision
+        index += 1
+    start = np.int64(cdf[begin + index])
+    freq = np.int64(cdf[begin + index + 1]) - start
+    pos, state = _advance(data, pos, state, start, freq, precision)
+    size = np.int64(sizes[row])
+    low = np.int64(offsets[row])
+    if index < size:
+        return low + index, pos, state
+    return _get_escaped(data, pos, state, low, low + size, precision)
+
+
+@njit(forceinline=True)
+def _add_bits(starts: Array, freqs: Array, count: Int, value: Int, bits: Int, precision: Int) -> Int:
+    starts[count] = value << (precision - bits)
+    freqs[count] = 1 << (precision - bits)
+    return count + 1
+
+
+@njit()
+def _add_escaped(starts: Array, freqs: Array, count: Int, above: Int, distance: Int, precision: Int) -> Int:
+    count = _add_bits(starts, freqs, count, above, 1, precision)
+    value = distance + 1
+    length = 0
+    while value >> (length + 1):
+        count = _add_bits(starts, freqs, count, 0, 1, precision)
+        length += 1
+    count = _add_bits(starts, freqs, count, 1, 1, precision)
+    while length > 0:
+        bits = min(length, precision)
+        length -= bits
+        count = _add_bits(starts, freqs, count, (value >> length) & ((1 << bits) - 1), bits, precision)
+    return count
+
+
+@njit(forceinline=True)
+def collect(starts: Array, freqs: Array, count: Int, tables: Any, row: Int, symbol: Int) -> Int:
+    """Append a symbol's intervals to `starts` and `freqs` (uint32) at `count`; returns the new count.
+
+    They must have room for `MAX_ESCAPE_INTERVALS` more, or for one when the symbol is known to be in range.
+    """
+    cdf, begins, sizes, offsets, _, precision = tables
+    size = np.int64(sizes[row])
+    index = symbol - np.int64(offsets[row])
+    inside = 0 <= index < size
+    entry = np.int64(begins[row]) + (index if inside else size)
+    starts[count] = cdf[entry]
+    freqs[count] = cdf[entry + 1] - cdf[entry]
+    count += 1
+    if inside:
+        return count
+    if index >= size:
+        return _add_escaped(starts, freqs, count, 1, index - size, precision)
+    return _add_escaped(starts, freqs, count, 0, -1 - index, precision)

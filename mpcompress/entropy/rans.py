@@ -1,0 +1,177 @@
+"""Symbols and table rows in, bytes out, and back: the coder of the calibrated codecs.
+
+One stream per call, described in `mpcompress.entropy.primitives`; no length, table or row is stored in it, so decoding
+needs the same rows and the same tables. It costs about 3 bytes more than the ideal code length of its symbols.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpcompress._numba import njit, types
+from mpcompress.entropy.primitives import (
+    MAX_ESCAPE_INTERVALS,
+    STATE_LOW,
+    TABLES_TYPE,
+    Array,
+    Int,
+    collect,
+    rans_closed,
+    rans_get,
+    rans_open,
+    rans_put,
+)
+from mpcompress.entropy.tables import CdfTables
+from mpcompress.errors import CorruptBitstreamError, InvalidInputError
+
+__all__ = ["decode", "encode", "encode_intervals"]
+
+Buffer = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
+
+_U8 = types.Array(types.uint8, 1, "C", readonly=True)
+_U16 = types.Array(types.uint16, 1, "C", readonly=True)
+_U32 = types.Array(types.uint32, 1, "C", readonly=True)
+_I32 = types.Array(types.int32, 1, "C", readonly=True)
+
+
+def encode(symbols: npt.ArrayLike, rows: npt.ArrayLike, tables: CdfTables) -> bytes:
+    """Code n symbols, each with its row of the tables.
+
+    Args:
+        symbols: integers in the int32 range, any shape, read in C order.
+        rows: integers in [0, tables.count), same number of elements.
+        tables: the frequencies.
+
+    Returns:
+        The stream; empty when there are no symbols.
+
+    Raises:
+        InvalidInputError: wrong dtypes or sizes, a symbol beyond int32, a row outside the tables.
+    """
+    values = _symbols(symbols)
+    checked = _rows(rows, tables.count)
+    if values.size != checked.size:
+        raise InvalidInputError(f"{values.size} symbols with {checked.size} rows", field="rows")
+    return _to_bytes(_encode(values, checked, tables.kernel_args))
+
+
+def decode(data: Buffer, rows: npt.ArrayLike, tables: CdfTables) -> npt.NDArray[np.int32]:
+    """Decode the symbols of a stream, one per row.
+
+    Args:
+        data: what `encode` returned.
+        rows: the rows it was given, integers, any shape.
+        tables: the tables it was given.
+
+    Returns:
+        int32 symbols in the shape of `rows`.
+
+    Raises:
+        CorruptBitstreamError: no encoder writes these bytes for these rows. Altered bytes may also decode to other
+            symbols: only a checksum outside the stream tells.
+        InvalidInputError: rows of a wrong dtype or outside the tables.
+    """
+    checked = _rows(rows, tables.count)
+    buffer = np.frombuffer(data, np.uint8)
+    out = np.empty(checked.size, np.int32)
+    if not _decode(buffer, checked, tables.kernel_args, out):
+        raise CorruptBitstreamError(f"{buffer.size} bytes are not the code of {checked.size} symbols", field="data")
+    return out.reshape(np.shape(rows))
+
+
+def encode_intervals(starts: npt.ArrayLike, freqs: npt.ArrayLike, precision: int) -> bytes:
+    """Code n intervals [start, start + freq) of [0, 2^precision): for encoders that collect their own.
+
+    Args:
+        starts: integers, any shape.
+        freqs: integers >= 1, same number of elements, start + freq <= 2^precision.
+        precision: bits, 8 to 16.
+
+    Raises:
+        InvalidInputError: an interval outside its range, or sizes that differ.
+    """
+    if not 8 <= precision <= 16:
+        raise InvalidInputError(f"precision is {precision}, not 8 to 16 bits", field="precision")
+    first = _integers(starts, "starts").astype(np.int64).ravel()
+    width = _integers(freqs, "freqs").astype(np.int64).ravel()
+    if first.size != width.size:
+        raise InvalidInputError(f"{first.size} starts with {width.size} freqs", field="freqs")
+    total = 1 << precision
+    if np.any((first < 0) | (first >= total) | (width < 1) | (width > total - first)):
+        raise InvalidInputError(f"an interval is empty or outside [0, {total})", field="starts")
+    return _to_bytes(_encode_intervals(first.astype(np.uint32), width.astype(np.uint32), first.size, precision))
+
+
+def _to_bytes(words: npt.NDArray[np.uint16]) -> bytes:
+    return words.astype("<u2", copy=False).tobytes()
+
+
+def _integers(values: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
+    array = np.asarray(values)
+    if array.size == 0:
+        return np.zeros(array.shape, np.int32)  # np.asarray([]) is float64
+    if array.dtype.kind not in "iu":
+        raise InvalidInputError(f"{name} are {array.dtype}, not integers", field=name)
+    return array
+
+
+def _symbols(values: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    array = _integers(values, "symbols")
+    if array.size and not np.can_cast(array.dtype, np.int32):
+        limits = np.iinfo(np.int32)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise InvalidInputError("a symbol is outside the int32 range", field="symbols")
+    return np.ascontiguousarray(array, np.int32).ravel()
+
+
+def _rows(values: npt.ArrayLike, count: int) -> npt.NDArray[np.uint16]:
+    array = _integers(values, "rows")
+    if array.size and (int(array.max()) >= count or (array.dtype.kind == "i" and int(array.min()) < 0)):
+        raise InvalidInputError(f"a row is outside [0, {count})", field="rows")
+    return np.ascontiguousarray(array, np.uint16).ravel()
+
+
+@njit(types.uint16[::1](_U32, _U32, types.int64, types.int64))
+def _encode_intervals(starts: Array, freqs: Array, count: Int, precision: Int) -> Array:
+    if count == 0:
+        return np.empty(0, np.uint16)
+    words = np.empty(count + 2, np.uint16)  # an interval pushes out one word at most
+    pos = words.size
+    state = STATE_LOW
+    for i in range(count - 1, -1, -1):
+        pos, state = rans_put(words, pos, state, np.int64(starts[i]), np.int64(freqs[i]), precision)
+    words[pos - 1] = state >> 16
+    words[pos - 2] = state & 0xFFFF
+    return words[pos - 2 :].copy()
+
+
+@njit(types.uint16[::1](_I32, _U16, TABLES_TYPE))
+def _encode(symbols: Array, rows: Array, tables: Any) -> Array:
+    _, _, sizes, offsets, _, precision = tables
+    escapes = 0
+    for i in range(symbols.size):
+        index = np.int64(symbols[i]) - np.int64(offsets[rows[i]])
+        if index < 0 or index >= sizes[rows[i]]:
+            escapes += 1
+    starts = np.empty(symbols.size + escapes * (MAX_ESCAPE_INTERVALS - 1), np.uint32)
+    freqs = np.empty_like(starts)
+    count = 0
+    for i in range(symbols.size):
+        count = collect(starts, freqs, count, tables, np.int64(rows[i]), np.int64(symbols[i]))
+    return _encode_intervals(starts, freqs, count, precision)
+
+
+@njit(types.boolean(_U8, _U16, TABLES_TYPE, types.int32[::1]))
+def _decode(data: Array, rows: Array, tables: Any, out: Array) -> Any:
+    if rows.size == 0:
+        return data.size == 0
+    pos, state = rans_open(data)
+    for i in range(rows.size):
+        symbol, pos, state = rans_get(data, pos, state, tables, np.int64(rows[i]))
+        out[i] = symbol
+        if pos > data.size:
+            return False
+    return rans_closed(data, pos, state)
