@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from rich.progress import track
 
@@ -72,7 +73,7 @@ def candidates(folder: Path, *, test_share: float, seed: int) -> list[Candidate]
     return sorted(found, key=lambda item: (rounds[item], item.order))
 
 
-def perceptual_hash(picture: Image.Image) -> np.ndarray:
+def perceptual_hash(picture: Image.Image) -> npt.NDArray[np.bool_]:
     """Return the pHash of an RGBA picture: signs of the 8 x 8 lowest DCT coefficients against their median, (64,) bool.
 
     The picture is on mid grey, cropped to its visible part, so neither margin nor size matters.
@@ -82,7 +83,7 @@ def perceptual_hash(picture: Image.Image) -> np.ndarray:
     pixels = np.asarray(ground.convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
     basis = np.cos(np.pi / 32 * (np.arange(32) + 0.5) * np.arange(8)[:, None])
     low = (basis @ pixels @ basis.T).ravel()
-    return low > np.median(low)
+    return np.asarray(low > np.median(low))
 
 
 def distinct(found: list[Candidate], folder: Path, wanted: dict[str, int]) -> dict[str, list[Candidate]]:

