@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from rich import box
+from rich.console import Group
 from rich.table import Table
 
-__all__ = ["Measurement", "Row", "Sample", "draw", "summarise", "table", "write_json"]
+__all__ = ["Measurement", "Row", "Sample", "draw", "summarise", "tables", "write_json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class Sample:
 
     name: str
     picture: Image.Image
+    raw_bytes: int
+    """Features as plain float16."""
     before: npt.NDArray[np.float32]
     """Saliency map of the uncompressed features, (224, 224), 0..1."""
     after: dict[str, tuple[int, npt.NDArray[np.float32]]]
@@ -74,25 +78,35 @@ def summarise(codec: str, qp: float, measurements: Sequence[Measurement]) -> Row
     return Row(codec=codec, qp=qp, ratio=median.raw_bytes / median.mpc_bytes, median=median)
 
 
-def table(rows: Sequence[Row], *, pictures: int) -> Table:
-    """Lay the rows out for a terminal."""
-    view = Table(title=f"Features of {pictures} pictures through the server (medians)")
-    view.add_column("codec")
-    for heading in ("qp", "fp16 B", ".mpc B", "ratio", "bpfp", "NMSE", "CLS cos", "IoU", "enc ms", "RPC ms", "dec ms"):
-        view.add_column(heading, justify="right", no_wrap=True)
-    previous = None
+def tables(rows: Sequence[Row], *, pictures: int) -> Group:
+    """Lay the rows out for a terminal of 80 columns, one table per codec."""
+    views: dict[str, Table] = {}
     for row in rows:
+        if row.codec not in views:
+            view = views[row.codec] = Table(
+                title=f"{row.codec}, medians of {pictures} pictures", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+            )
+            for heading in (
+                "qp",
+                "fp16 B",
+                ".mpc B",
+                "ratio",
+                "bpfp",
+                "NMSE",
+                "CLS cos",
+                "IoU",
+                "enc ms",
+                "RPC",
+                "dec",
+            ):
+                view.add_column(heading, justify="right", no_wrap=True)
         m = row.median
-        if previous not in (None, row.codec):
-            view.add_section()
-        view.add_row(
-            row.codec if row.codec != previous else "",
+        views[row.codec].add_row(
             *(f"{row.qp:g}", f"{m.raw_bytes:.0f}", f"{m.mpc_bytes:.0f}", f"{row.ratio:.0f}x", f"{m.bpfp:.3f}"),
             *(f"{m.nmse:.4f}", f"{m.cls_cosine:.4f}", f"{m.saliency_iou:.3f}"),
             *(f"{m.encode_ms:.1f}", f"{m.rpc_ms:.1f}", f"{m.decode_ms:.1f}"),
         )
-        previous = row.codec
-    return view
+    return Group(*views.values(), "enc, RPC, dec: ms in the encoder, outside the codec in both calls, in the decoder")
 
 
 def write_json(rows: Sequence[Row], path: Path, *, pictures: int) -> None:
@@ -113,7 +127,11 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
         len(samples), len(headings), figsize=(2.1 * len(headings), 2.3 * len(samples)), squeeze=False
     )
     for cells, sample in zip(axes, samples, strict=True):
-        captions = [sample.name, "float16: 197,376 bytes", *(f"{size:,} bytes" for size, _ in sample.after.values())]
+        captions = [
+            sample.name,
+            f"float16: {sample.raw_bytes:,} bytes",
+            *(f"{size:,} bytes" for size, _ in sample.after.values()),
+        ]
         maps = [sample.before, *(saliency for _, saliency in sample.after.values())]
         cells[0].imshow(sample.picture)
         for cell, saliency in zip(cells[1:], maps, strict=True):

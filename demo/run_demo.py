@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from demo.report import Measurement, Row, Sample, draw, summarise, table, write_json
+from demo.report import Measurement, Row, Sample, draw, summarise, tables, write_json
 from demo.server_process import ServerDiedError, running_server
 from demo.split_model import (
     DEFAULT_CACHE,
@@ -43,6 +43,8 @@ from mpcompress_client import CompressionClient
 HERE = Path(__file__).resolve().parent
 CODECS = {tap: f"klt-imgfocus-vits14-{tap}" for tap in TAPS}
 REPEATS = 3  # of each timed call; the median counts
+
+CONSOLE = Console()
 
 T = TypeVar("T")
 
@@ -113,6 +115,7 @@ def run(paths: Sequence[Path], qps: Sequence[float], cache: Path) -> tuple[list[
     pictures = [fit(Image.open(path)) for path in paths]
     rows: list[Row] = []
     samples: list[Sample] = []
+    CONSOLE.print("starting the server; the first start on a machine compiles its coder")
     with running_server() as target, CompressionClient(target) as client:
         for tap, codec in CODECS.items():
             edge, cloud, timer = EdgeHalf(tap, cache=cache), CloudHalf(tap, cache=cache), LocalTimer(codec)
@@ -120,15 +123,16 @@ def run(paths: Sequence[Path], qps: Sequence[float], cache: Path) -> tuple[list[
             truths = [cloud(one) for one in features]
             if not samples:
                 samples = [
-                    Sample(name=path.stem.replace("_", " "), picture=picture, before=truth.saliency, after={})
-                    for path, picture, truth in zip(paths, pictures, truths, strict=True)
+                    Sample(name=path.stem, picture=picture, raw_bytes=2 * one.size, before=truth.saliency, after={})
+                    for path, picture, one, truth in zip(paths, pictures, features, truths, strict=True)
                 ]
             for qp in qps:
                 figures = []
                 jobs = list(zip(features, truths, samples, strict=True))
-                for one, truth, sample in track(jobs, description=f"{tap:>6}, qp {qp:g}", transient=True):
+                title, quiet = f"{tap}, qp {qp:g}", not CONSOLE.is_terminal
+                for one, truth, sample in track(jobs, title, transient=True, disable=quiet):
                     measured, saliency = measure(client, timer, cloud, one, truth, qp)
-                    sample.after[f"{tap}, qp {qp:g}"] = (measured.mpc_bytes, saliency)
+                    sample.after[title] = (measured.mpc_bytes, saliency)
                     figures.append(measured)
                 rows.append(summarise(codec, qp, figures))
     return rows, samples
@@ -154,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw(samples, args.report)
     if args.json:
         write_json(rows, args.json, pictures=len(paths))
-    Console().print(table(rows, pictures=len(paths)))
+    CONSOLE.print(tables(rows, pictures=len(paths)))
     print(f"{args.report}: each picture's saliency before and after")
     return 0
 

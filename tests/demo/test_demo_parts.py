@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from demo import server_process
-from demo.report import Measurement, Sample, draw, summarise, table, write_json
+from demo.report import Measurement, Sample, draw, summarise, tables, write_json
 from demo.server_process import ServerDiedError, running_server
 
 SERVES = "import sys, time; open(sys.argv[-1], 'w').write('127.0.0.1:4321'); time.sleep(600)"
@@ -83,8 +83,8 @@ def test_rows_are_medians_and_print_whole(tmp_path: Path) -> None:
     row = summarise("klt-x", 24, [measurement(1000), measurement(9000), measurement(2000)])
     assert row.median.mpc_bytes == 2000
     assert row.ratio == 197376 / 2000
-    console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
-    console.print(table([row, row], pictures=3))
+    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    console.print(tables([row, row], pictures=3))
     text = console.export_text()
     assert "…" not in text
     assert all(figure in text for figure in ("klt-x", "24", "197376", "2000", "99x", "0.500", "0.0100", "0.900"))
@@ -97,7 +97,7 @@ def test_rows_are_medians_and_print_whole(tmp_path: Path) -> None:
 def test_the_figure_is_drawn(tmp_path: Path) -> None:
     plane = np.linspace(0, 1, 224 * 224, dtype=np.float32).reshape(224, 224)
     after = {"block6, qp 24": (2000, plane), "final, qp 24": (1000, plane)}
-    sample = Sample(name="lion", picture=Image.new("RGB", (224, 224)), before=plane, after=after)
+    sample = Sample(name="lion", picture=Image.new("RGB", (224, 224)), raw_bytes=9, before=plane, after=after)
     draw([sample, sample], tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as figure:
         assert figure.width > 4 * 200
