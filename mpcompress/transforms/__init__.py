@@ -1,0 +1,1 @@
+"""Codecs that are calibrated, not trained: numpy and numba, no torch."""

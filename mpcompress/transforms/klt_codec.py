@@ -1,0 +1,200 @@
+"""Family `klt`: a calibrated separable transform codec for token features (L, C), such as those of a ViT.
+
+    compress     means, KLT over channels, DCT over the token grid ──► dead-zone quantiser ──► rANS, static tables
+    decompress   rANS ──► centroids ──► inverse DCT, inverse KLT, means
+
+One stream per tensor; B samples of a (B, L, C) tensor share it. Which coefficients are coded, and with which table,
+follows from the codec's integer scales and the unit's state alone, so a stream decodes to the same symbols everywhere.
+KLT and DCT for features: Goyal 2001, "Theoretical foundations of transform coding"; rANS: Duda 2013, arXiv 1311.2540.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+
+from mpcompress.codec import Array, Coded, CodingParams, FeatureCodec, Report, TensorPort, TensorSpec, Unit
+from mpcompress.entropy.rans import decode, encode
+from mpcompress.errors import CodecFileError, CorruptBitstreamError, NonFiniteError, OutOfRangeError
+from mpcompress.registry import CodecSpec
+from mpcompress.transforms.klt_model import BITSTREAM_VERSION, FAMILY, MAX_GAIN, UNITS_PER_OCTAVE, KltModel
+from mpcompress.transforms.klt_state import DTYPES, KltState, read_state, resolve_params, write_state
+from mpcompress.transforms.klt_symbols import Steps, SymbolPlan, SymbolPlanner, step_size
+from mpcompress.transforms.klt_transform import MAX_SYMBOL, KltTransform
+from mpcompress.transforms.tiling import FloatArray, Layout
+
+_DTYPES = {name: np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name) for name in DTYPES}
+_LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+_MAX_SYMBOL_BYTES = 10  # escape, side, 32 bits of prefix and 31 of suffix
+_DROPPED_LIMIT = 0.05  # mean square of the coefficients left out, in squared steps, above which the gain is raised
+
+
+class KltCodec(FeatureCodec):
+    """A calibrated codec; see the module. Make it with `load`, or from a `KltModel`.
+
+    Args:
+        model: the calibrated numbers.
+        file: the bytes they were read from; None to write them anew.
+    """
+
+    family = FAMILY
+    bitstream_version = BITSTREAM_VERSION
+    arithmetic = "exact"
+    parameters = ("prefix_qp_offset_eighths",)
+
+    def __init__(self, model: KltModel, file: bytes | None = None) -> None:
+        self.model = model
+        self.id = model.id
+        self.description = model.description
+        self.fingerprint = model.fingerprint()
+        dtypes, layout = DTYPES, "(L, C) or (B, L, C)"
+        self.inputs = (TensorPort(name="h", ranks=(2, 3), dtypes=dtypes, channels=model.channels, layout=layout),)
+        self.outputs = (replace(self.inputs[0], name="h_hat"),)
+        self.qp = model.qp
+        self.token_res = model.token_res
+        self.prefix_tokens = model.prefix_tokens
+        self._file = file
+        self._planner = SymbolPlanner(model)
+        self._transform = KltTransform(model)
+
+    def resolve(self, specs: Sequence[TensorSpec], params: CodingParams) -> CodingParams:
+        """See `FeatureCodec.resolve`. Family parameter: prefix_qp_offset_eighths, -384 to 384."""
+        return resolve_params(self.model, specs, params)
+
+    def compress(self, batch: Sequence[Mapping[str, Array]], params: CodingParams) -> list[Coded]:
+        """See `FeatureCodec.compress`. Items are (L, C) or (B, L, C), resolved to `params`."""
+        return [self._compress(item["h"], params) for item in batch]
+
+    def check_unit(self, unit: Unit) -> tuple[TensorSpec, ...]:
+        """See `FeatureCodec.check_unit`."""
+        _, spec = read_state(self.model, unit)
+        size, most = len(unit.strings[0]), 16 + _MAX_SYMBOL_BYTES * spec.elements
+        if size > most:
+            raise CorruptBitstreamError(f"a payload of {size} bytes for {spec.elements} elements", field="payload")
+        return (replace(spec, name="h_hat"),)
+
+    def decompress(self, batch: Sequence[Unit]) -> list[dict[str, Array]]:
+        """See `FeatureCodec.decompress`."""
+        return [{"h_hat": self._decompress(unit)} for unit in batch]
+
+    def warm_up(self) -> None:
+        """Compiles the entropy coder and makes the plan of the codec's own grid."""
+        height, width = self.token_res or (1, self.model.tile[1])
+        h = np.zeros((self.prefix_tokens + height * width, self.model.channels), np.float32)
+        spec = TensorSpec(name="h", dtype="float32", shape=h.shape)
+        params = CodingParams(token_res=(height, width), prefix_tokens=self.prefix_tokens)
+        (coded,) = self.compress([{"h": h}], self.resolve([spec], params))
+        self.decompress([Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))])
+
+    def codec_file(self) -> bytes:
+        """The safetensors file."""
+        return self.model.to_bytes() if self._file is None else self._file
+
+    def _compress(self, h: Array, params: CodingParams) -> Coded:
+        x = _samples(h)
+        state = KltState.of(params)
+        layout = Layout(state.prefix, state.height, state.width, self.model.tile)
+        coefficients, plan, state, distance = self._analyse(x, layout, state)
+        symbols = []
+        for sample in coefficients:
+            quantised = self._transform.quantise(sample, plan)
+            if quantised is None:
+                raise _too_large(h)
+            symbols.append(quantised)
+        stream = encode(np.concatenate(symbols), np.tile(plan.rows, len(symbols)), self.model.tables)
+        warnings: tuple[str, ...] = ()
+        if distance > self.model.domain_bound:
+            warnings = (
+                f"features are unlike those that {self.id} was calibrated on ({distance:.1f} times the typical "
+                f"spread): expect more bits; calibrate a codec for them",
+            )
+        return Coded(
+            strings=[stream],
+            pstate=write_state(self.model, state),
+            report=Report(qp_eighths=state.qp_eighths, domain_distance=distance, warnings=warnings),
+        )
+
+    def _analyse(
+        self, x: FloatArray, layout: Layout, state: KltState
+    ) -> tuple[list[FloatArray], SymbolPlan, KltState, float]:
+        """Coefficients of every sample, with the smallest gain at which what is left out does not matter."""
+        centred = [self._transform.centre(sample, layout) for sample in x]
+        with np.errstate(over="ignore"):
+            total = sum(float(np.vdot(sample, sample)) for sample in centred)
+        if not math.isfinite(total):
+            raise _too_large(x if x.shape[0] > 1 else x[0])
+        coefficients: list[FloatArray] = []
+        while True:
+            steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
+            plan = self._planner.plan(layout, steps)
+            if not coefficients or coefficients[0].shape[1] != plan.depth:
+                coefficients = [self._transform.analyse(sample, layout, plan.depth) for sample in centred]
+            coded = sum(float(np.square(sample.ravel()[plan.index]).sum()) for sample in coefficients)
+            left_out = x.shape[0] * (layout.positions * self.model.components - plan.rows.size)
+            limit = _DROPPED_LIMIT * left_out * step_size(steps.patch) ** 2
+            # The basis is orthonormal up to rounding, which shows in the difference of two large energies.
+            if total - coded <= limit + 1e-4 * total or state.gain_eighths + UNITS_PER_OCTAVE > MAX_GAIN:
+                return coefficients, plan, state, self._distance(coefficients, plan.depth, layout, total)
+            state = replace(state, gain_eighths=state.gain_eighths + UNITS_PER_OCTAVE)
+
+    def _distance(self, coefficients: list[FloatArray], depth: int, layout: Layout, total: float) -> float:
+        """Mean over the components of energy over expected energy; those beyond `depth` count as one."""
+        energy = self.model.energy
+        count = len(coefficients) * layout.positions
+        spent = np.zeros(depth, np.float32)
+        for sample in coefficients:
+            spent += np.einsum("lk,lk->k", sample, sample)
+        ratios = float((spent / energy[:depth]).sum()) / count
+        if depth < self.model.components:
+            rest = max(0.0, total - float(spent.sum())) / count / float(energy[depth:].sum())
+            ratios += rest * (self.model.components - depth)
+        return ratios / self.model.components
+
+    def _decompress(self, unit: Unit) -> Array:
+        state, spec = read_state(self.model, unit)
+        layout = Layout(state.prefix, state.height, state.width, self.model.tile)
+        steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
+        plan = self._planner.plan(layout, steps)
+        samples = spec.shape[0] if len(spec.shape) == 3 else 1
+        symbols = decode(unit.strings[0], np.tile(plan.rows, samples), self.model.tables)
+        if symbols.size and max(int(symbols.max()), -int(symbols.min())) > MAX_SYMBOL:
+            raise CorruptBitstreamError("a symbol is beyond +-2^30", field="payload")
+        dtype = _DTYPES[spec.dtype]
+        out = np.empty((samples, layout.positions, self.model.channels), dtype)
+        largest = _LARGEST[spec.dtype]
+        for sample, part in zip(out, symbols.reshape(samples, -1), strict=True):
+            x_hat = self._transform.synthesise(self._transform.dequantise(part, plan), layout)
+            if dtype.itemsize == 2:
+                np.clip(x_hat, -largest, largest, out=x_hat)
+            sample[...] = x_hat
+        return out.reshape(spec.shape)
+
+
+def _samples(h: Array) -> FloatArray:
+    """(L, C) or (B, L, C) of any of the dtypes to float32 (B, L, C); refuses NaN and infinity."""
+    x = np.ascontiguousarray(h, np.float32)
+    finite = np.isfinite(x)
+    if not finite.all():
+        where = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
+        raise NonFiniteError(f"h{list(where)} is {float(x[where])}", field="tensors[0]")
+    return x.reshape(-1, *x.shape[-2:])
+
+
+def _too_large(h: Array) -> OutOfRangeError:
+    """Names the largest element."""
+    magnitude = np.abs(np.asarray(h, np.float32))
+    where = tuple(int(i) for i in np.unravel_index(int(np.argmax(magnitude)), magnitude.shape))
+    return OutOfRangeError(f"h{list(where)} is {float(h[where]):g}: too large for this qp", field="tensors[0]")
+
+
+def load(spec: CodecSpec) -> KltCodec:
+    """Loads a codec file. Raises CodecFileError for a damaged one, and for one made for another codec id."""
+    data = spec.weights_path().read_bytes()
+    model = KltModel.from_bytes(data)
+    if model.id != spec.id:
+        raise CodecFileError(f"the file of codec {spec.id} is that of codec {model.id}", field="id")
+    return KltCodec(model, data)

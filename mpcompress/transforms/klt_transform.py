@@ -1,0 +1,67 @@
+"""The float half of family `klt`: tokens to coefficients to integers, and back. Nothing here changes a table row.
+
+x (L, C) ──► minus mean ──► KLT over channels ──► DCT over the tiles ──► / step ──► dead zone ──► q
+x_hat    ◄── plus mean  ◄── KLT transposed    ◄── inverse DCT        ◄── * step ◄── centroid  ◄── q
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpcompress.transforms.klt_model import KltModel
+from mpcompress.transforms.klt_symbols import SymbolPlan
+from mpcompress.transforms.tiling import FloatArray, Layout, forward_tiles, inverse_tiles
+
+MAX_SYMBOL = 1 << 30
+
+
+class KltTransform:
+    """Transforms of one codec; holds float32 copies of its arrays."""
+
+    def __init__(self, model: KltModel) -> None:
+        self._mean = model.mean
+        self._prefix_mean = model.prefix_mean
+        self._basis = np.ascontiguousarray(model.basis, np.float32)
+        self._rounding = np.array(model.rounding, np.float32)
+        centroid = np.concatenate([np.zeros((model.tables.count, 1), np.float32), model.centroid], axis=1)
+        self._centroid, self._columns = np.ascontiguousarray(centroid).ravel(), centroid.shape[1]
+
+    def centre(self, x: FloatArray, layout: Layout) -> FloatArray:
+        """Subtracts the means: (L, C) to (L, C)."""
+        centred = x - self._mean
+        known = min(layout.prefix, len(self._prefix_mean))
+        centred[:known] = x[:known] - self._prefix_mean[:known]
+        return centred
+
+    def analyse(self, centred: FloatArray, layout: Layout, depth: int) -> FloatArray:
+        """(L, C) to the first `depth` components of the coefficients, (L, depth) in the order of the layout."""
+        return forward_tiles(centred @ self._basis[:depth].T, layout)
+
+    def synthesise(self, coefficients: FloatArray, layout: Layout) -> FloatArray:
+        """(L, depth) coefficients to tokens (L, C), means added."""
+        depth = coefficients.shape[1]
+        x = inverse_tiles(coefficients, layout) @ self._basis[:depth]
+        known = min(layout.prefix, len(self._prefix_mean))
+        x[:known] += self._prefix_mean[:known] - self._mean
+        x += self._mean
+        return x
+
+    def quantise(self, coefficients: FloatArray, plan: SymbolPlan) -> NDArray[np.int32] | None:
+        """(L, depth) coefficients to n symbols; None when one is not finite or beyond +-2^30."""
+        values = (coefficients / plan.step).ravel()[plan.index]
+        magnitude = np.abs(values)
+        if magnitude.size and not float(magnitude.max()) < MAX_SYMBOL - 1:
+            return None
+        magnitude += np.where(magnitude < 1, self._rounding[0], self._rounding[1])
+        return np.copysign(np.floor(magnitude, out=magnitude), values).astype(np.int32)
+
+    def dequantise(self, symbols: NDArray[np.int32], plan: SymbolPlan) -> FloatArray:
+        """Turns n symbols into (L, depth) coefficients."""
+        values = symbols.astype(np.float32)
+        column = np.minimum(np.abs(symbols), self._columns - 1)
+        towards_zero = self._centroid[plan.rows.astype(np.int64) * self._columns + column]
+        values -= np.sign(values) * towards_zero
+        coefficients = np.zeros(plan.step.shape[0] * plan.depth, np.float32)
+        coefficients[plan.index] = values
+        return coefficients.reshape(plan.step.shape[0], plan.depth) * plan.step
