@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from mpcompress_proto import mpc_file
 from mpcompress_proto.errors import CorruptUnitError, WireError
 from mpcompress_proto.pstate import get_pstate, set_pstate
-from mpcompress_proto.tensors import check_specs
+from mpcompress_proto.tensors import FEATURES, check_specs
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 
@@ -27,12 +27,16 @@ class CodedUnit:
     """
 
     header: pb.CodedUnitHeader
-    payload: bytes = field(repr=False)
+    payload: bytes
     report: pb.CodingReport | None = None
 
     def __post_init__(self) -> None:
         check_header(self.header)
         check_payload(self.header, self.payload)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{spec.name or FEATURES} {tuple(spec.shape)}" for spec in self.header.tensors)
+        return f"CodedUnit({self.codec_id}: {shapes}, {self.nbytes} bytes, {self.bpfp:.3f} bpfp)"
 
     @classmethod
     def build(

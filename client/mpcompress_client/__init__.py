@@ -1,0 +1,50 @@
+"""The client of MPCompress: feature tensors in, coded units out, and back. Needs neither torch nor mpcompress.
+
+with CompressionClient("127.0.0.1:50051") as client:
+unit = client.compress(features, codec="klt-imgfocus-vits14-final", qp=24)
+unit.save("features.mpc")
+again = client.decompress(unit)
+"""
+
+from mpcompress_client.client import CompressionClient
+from mpcompress_client.errors import (
+    AccessDeniedError,
+    CancelledError,
+    CodecMismatchError,
+    CodecUnavailableError,
+    CorruptUnitError,
+    DeadlineError,
+    InvalidRequestError,
+    MPCompressError,
+    ResourceExhaustedError,
+    ServerError,
+    ServerUnavailableError,
+    TargetUnreachableError,
+    UnknownCodecError,
+    WireError,
+)
+from mpcompress_client.infos import CodecInfo, QpRange, ServerLimits, TensorPort
+from mpcompress_proto.coded_unit import CodedUnit
+
+__all__ = [
+    "AccessDeniedError",
+    "CancelledError",
+    "CodecInfo",
+    "CodecMismatchError",
+    "CodecUnavailableError",
+    "CodedUnit",
+    "CompressionClient",
+    "CorruptUnitError",
+    "DeadlineError",
+    "InvalidRequestError",
+    "MPCompressError",
+    "QpRange",
+    "ResourceExhaustedError",
+    "ServerError",
+    "ServerLimits",
+    "ServerUnavailableError",
+    "TargetUnreachableError",
+    "TensorPort",
+    "UnknownCodecError",
+    "WireError",
+]

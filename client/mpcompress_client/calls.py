@@ -1,0 +1,134 @@
+"""What a call means before anything is sent: options checked once, items made from inputs. Does no network I/O.
+
+The synchronous and the asyncio client share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+from mpcompress_client.arrays import named_arrays, output_type
+from mpcompress_client.errors import InvalidRequestError
+from mpcompress_client.items import CompressItem, DecompressItem
+from mpcompress_client.params import FAMILY_MESSAGES, candidates, coding_params
+from mpcompress_proto.coded_unit import CodedUnit
+from mpcompress_proto.v1 import compression_pb2 as pb
+
+UnitLike = CodedUnit | bytes | bytearray | memoryview | str | PathLike[str]
+
+DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_LOOK_AHEAD = 16
+DEFAULT_LOOK_AHEAD_BYTES = 64 << 20
+CONTEXT = "ctx"
+
+_TARGETS = ("target_bpfp", "target_nmse", "target_policy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """How to compress; the parameters are those of `CompressionClient.compress`.
+
+    Args:
+        codec: the codec's id.
+        qp: a multiple of 1/8, or None.
+        token_res: (H, W), or None.
+        prefix_tokens: tokens in front, or None.
+        params: targets and family parameters by name.
+        family_of: gives the family of a codec id; only asked when the parameters' names leave it open.
+
+    Raises:
+        InvalidRequestError: naming the parameter.
+    """
+
+    codec: str
+    qp: float | None = None
+    token_res: Sequence[int] | None = None
+    prefix_tokens: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    family_of: Callable[[str], str]
+    message: pb.CodingParams = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.codec, str) or not self.codec:
+            raise InvalidRequestError(f"codec is the id of a codec, not {self.codec!r}", field="codec_id")
+        targets = {name: value for name, value in self.params.items() if name in _TARGETS}
+        family = {name: value for name, value in self.params.items() if name not in _TARGETS and value is not None}
+        message = coding_params(
+            qp=self.qp,
+            token_res=self.token_res,
+            prefix_tokens=self.prefix_tokens,
+            member=self._member(family) if family else None,
+            family=family,
+            **targets,
+        )
+        object.__setattr__(self, "message", message)
+
+    def _member(self, family: Mapping[str, Any]) -> str:
+        found = candidates(family)
+        if len(found) == 1:
+            return found[0]
+        name = self.family_of(self.codec)
+        for member in found:
+            if name in FAMILY_MESSAGES[member]:
+                return member
+        raise InvalidRequestError(
+            f"codec {self.codec} does not take {', '.join(sorted(family))}", field=f"params.{next(iter(family))}"
+        )
+
+    def item(self, tensors: Any, timeout_s: float) -> CompressItem:
+        """One item of these options. Raises InvalidRequestError for tensors that cannot travel."""
+        return CompressItem(named_arrays(tensors), codec_id=self.codec, params=self.message, timeout_s=timeout_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecompressOptions:
+    """How to decompress. Raises InvalidRequestError for a dtype that does not travel."""
+
+    dtype: Any = None
+    output: pb.DataType.ValueType = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", output_type(self.dtype))
+
+    def item(self, unit: UnitLike, ctx: Any, timeout_s: float) -> DecompressItem:
+        """One item of these options. Raises CorruptUnitError, OSError and InvalidRequestError."""
+        context = {} if ctx is None else named_arrays(ctx, CONTEXT)
+        return DecompressItem(open_unit(unit), output=self.output, context=context, timeout_s=timeout_s)
+
+
+def open_unit(unit: UnitLike) -> CodedUnit:
+    """A CodedUnit from a unit, the bytes of a .mpc file or the path of one.
+
+    Raises:
+        CorruptUnitError: damaged, truncated or extended bytes, or none at all.
+        InvalidRequestError: something else, or a file that cannot be read.
+    """
+    if isinstance(unit, CodedUnit):
+        return unit
+    if isinstance(unit, bytes | bytearray | memoryview):
+        return CodedUnit.from_bytes(bytes(unit))
+    if isinstance(unit, str | PathLike):
+        try:
+            return CodedUnit.load(unit)
+        except OSError as error:
+            raise InvalidRequestError(f"cannot read {unit}: {error.strerror or error}", field="unit") from error
+    raise InvalidRequestError(f"a unit is a CodedUnit, bytes or a path, not {type(unit).__name__}", field="unit")
+
+
+def check_target(target: Any) -> str:
+    """An address to connect to. Raises InvalidRequestError."""
+    if not isinstance(target, str) or not target.strip():
+        raise InvalidRequestError(f'the target is an address such as "127.0.0.1:50051", not {target!r}', field="target")
+    return target
+
+
+def check_look_ahead(errors: Any, look_ahead: Any, look_ahead_bytes: Any) -> None:
+    """Checks the arguments of a call with many items. Raises InvalidRequestError."""
+    if errors not in ("raise", "return"):
+        raise InvalidRequestError(f'errors is "raise" or "return", not {errors!r}', field="errors")
+    for name, value in (("look_ahead", look_ahead), ("look_ahead_bytes", look_ahead_bytes)):
+        if not isinstance(value, int) or value < 1:
+            raise InvalidRequestError(f"{name} is a whole number above 0, not {value!r}", field=name)

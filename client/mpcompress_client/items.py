@@ -1,0 +1,201 @@
+"""One item of a stream: the requests that announce and carry it, and its result from the responses.
+
+Does no input or output, so that the synchronous and the asyncio client share it:
+
+    item.requests(id) ──► stream ──► responses ──► item.receive(response) ──► None ... None, result
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from mpcompress_client.arrays import specs_of
+from mpcompress_client.errors import InvalidRequestError, ServerError, WireError
+from mpcompress_client.status import error_of
+from mpcompress_proto.coded_unit import CodedUnit, check_header
+from mpcompress_proto.tensors import (
+    MAX_INLINE_BYTES,
+    Array,
+    Receiver,
+    array_from,
+    check_specs,
+    pieces,
+    wire_view,
+)
+from mpcompress_proto.v1 import compression_pb2 as pb
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT", pb.CompressResponse, pb.DecompressResponse)
+ResultT = TypeVar("ResultT")
+
+Decoded = Array | dict[str, Array]
+
+# No codec expands more: int8 to float32 is four times, for two outputs eight.
+_LARGEST_ANSWER = 16
+_LARGEST_ANSWER_FLOOR = 1 << 20
+
+
+class Item(ABC, Generic[RequestT, ResponseT, ResultT]):
+    """One item: made from checked input, sent by `requests`, finished by `receive`.
+
+    Attributes:
+        nbytes: what it takes in memory and on the wire, bytes; for bounding what is under way.
+        timeout_s: time from its header to its final event, seconds.
+    """
+
+    nbytes: int
+    timeout_s: float
+
+    @abstractmethod
+    def requests(self, item_id: int) -> Iterator[RequestT]:
+        """The messages that send it, in order."""
+
+    def receive(self, response: ResponseT) -> ResultT | None:
+        """Takes a response with this item's id; returns the result with the last one, None before.
+
+        Raises:
+            MPCompressError: the item's own error, or a ServerError for an answer that breaks the contract.
+        """
+        if response.WhichOneof("event") == "error":
+            raise error_of(response.error)
+        try:
+            return self._receive(response)
+        except WireError as error:
+            raise ServerError(f"the server's answer breaks the contract: {error.field}: {error.message}") from error
+
+    def _most_bytes(self) -> int:
+        """The largest answer worth a buffer: what a server says is checked before it is allocated."""
+        return _LARGEST_ANSWER * self.nbytes + _LARGEST_ANSWER_FLOOR
+
+    @abstractmethod
+    def _receive(self, response: ResponseT) -> ResultT | None:
+        """As `receive`, for all events but errors; raises WireError."""
+
+
+class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
+    """Tensors to compress. Raises InvalidRequestError for tensors that cannot travel."""
+
+    def __init__(
+        self, tensors: Mapping[str, Array], *, codec_id: str, params: pb.CodingParams, timeout_s: float
+    ) -> None:
+        self._header = pb.CompressHeader(codec_id=codec_id, tensors=specs_of(tensors), params=params)
+        self._header.timeout.FromNanoseconds(round(timeout_s * 1e9))
+        self._parts = [wire_view(array) for array in tensors.values()]
+        self.nbytes = sum(len(part) for part in self._parts)
+        self.timeout_s = timeout_s
+        self._answer: pb.CompressedItem | None = None
+        self._receiver = Receiver([])
+
+    def requests(self, item_id: int) -> Iterator[pb.CompressRequest]:
+        """The header, with all bytes when they fit one message, else followed by chunks."""
+        self._header.item_id = item_id
+        if self.nbytes <= MAX_INLINE_BYTES:
+            self._header.inline_data = b"".join(self._parts)
+            yield pb.CompressRequest(header=self._header)
+            return
+        yield pb.CompressRequest(header=self._header)
+        for index, offset, data in pieces(self._parts):
+            yield pb.CompressRequest(
+                chunk=pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset, data=data)
+            )
+
+    def _receive(self, response: pb.CompressResponse) -> CodedUnit | None:
+        event = response.WhichOneof("event")
+        if event == "progress":
+            return None
+        if event == "result" and self._answer is None:
+            self._answer = response.result
+            check_header(self._answer.unit)
+            if self._answer.unit.payload_bytes > self._most_bytes():
+                raise WireError("a payload far larger than the tensors", field="result.unit.payload_bytes")
+            self._receiver = Receiver([self._answer.unit.payload_bytes])
+            inline = self._answer.inline_payload
+            if inline:
+                self._receiver.fill(inline, "result.inline_payload")
+        elif event == "chunk" and self._answer is not None:
+            chunk = response.chunk
+            self._receiver.add(0, chunk.offset, chunk.data)
+        else:
+            raise WireError(f"an unexpected event {event}", field="event")
+        if not self._receiver.complete:
+            return None
+        payload = self._receiver.buffers[0].tobytes()
+        report = self._answer.report if self._answer.HasField("report") else None
+        return CodedUnit(header=self._answer.unit, payload=payload, report=report)
+
+
+class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded]):
+    """A unit to decompress, with context tensors when its codec needs them."""
+
+    def __init__(
+        self,
+        unit: CodedUnit,
+        *,
+        output: pb.DataType.ValueType,
+        context: Mapping[str, Array],
+        timeout_s: float,
+    ) -> None:
+        self._header = pb.DecompressHeader(unit=unit.header, tensors=specs_of(context), output_dtype=output)
+        self._header.timeout.FromNanoseconds(round(timeout_s * 1e9))
+        self._payload = memoryview(unit.payload)
+        self._parts = [wire_view(array) for array in context.values()]
+        self._inline_bytes = len(self._payload) + sum(len(part) for part in self._parts)
+        # What comes back is as large as what was compressed, and usually dwarfs the unit.
+        self.nbytes = self._inline_bytes + sum(check_specs(unit.header.tensors, "unit.tensors"))
+        self.timeout_s = timeout_s
+        self._specs: Sequence[pb.TensorSpec] | None = None
+        self._receiver = Receiver([])
+
+    def requests(self, item_id: int) -> Iterator[pb.DecompressRequest]:
+        """The header, with all bytes when they fit one message, else followed by the payload's and tensors' chunks."""
+        self._header.item_id = item_id
+        if self._inline_bytes <= MAX_INLINE_BYTES:
+            self._header.inline_data = b"".join([self._payload, *self._parts])
+            yield pb.DecompressRequest(header=self._header)
+            return
+        yield pb.DecompressRequest(header=self._header)
+        for _, offset, data in pieces([self._payload]):
+            yield pb.DecompressRequest(payload=pb.PayloadChunk(item_id=item_id, offset=offset, data=data))
+        for index, offset, data in pieces(self._parts):
+            yield pb.DecompressRequest(
+                chunk=pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset, data=data)
+            )
+
+    def _receive(self, response: pb.DecompressResponse) -> Decoded | None:
+        event = response.WhichOneof("event")
+        if event == "progress":
+            return None
+        if event == "result" and self._specs is None:
+            self._specs = response.result.tensors
+            if not self._specs:
+                raise WireError("a result without tensors", field="result.tensors")
+            self._receiver = Receiver(check_specs(self._specs, "result.tensors", self._most_bytes()))
+            inline = response.result.inline_data
+            if inline:
+                self._receiver.fill(inline, "result.inline_data")
+        elif event == "chunk" and self._specs is not None:
+            chunk = response.chunk
+            self._receiver.add(chunk.tensor_index, chunk.offset, chunk.data)
+        else:
+            raise WireError(f"an unexpected event {event}", field="event")
+        if not self._receiver.complete:
+            return None
+        arrays = {
+            # Inline bytes belong to the message: a copy makes the user's array writable and aligned.
+            spec.name: array_from(buffer if buffer.flags.writeable else buffer.copy(), spec)
+            for spec, buffer in zip(self._specs, self._receiver.buffers, strict=True)
+        }
+        return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def check_timeout(timeout_s: Any) -> float:
+    """A usable time limit, seconds. Raises InvalidRequestError."""
+    try:
+        value = float(timeout_s)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"timeout_s is a number of seconds, not {timeout_s!r}", field="timeout") from error
+    if not 1e-6 <= value <= 1e6:
+        raise InvalidRequestError(f"timeout_s is between 1e-6 and 1e6 seconds, not {timeout_s!r}", field="timeout")
+    return value
