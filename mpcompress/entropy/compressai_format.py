@@ -13,6 +13,7 @@ stream that no encoder writes for these indexes raises CorruptBitstreamError.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ import numpy.typing as npt
 
 from mpcompress._numba import njit, types
 from mpcompress.entropy.indexed_tables import PRECISION, IndexedTables
-from mpcompress.entropy.primitives import Array, Int
-from mpcompress.entropy.tables import LUT_BITS
+from mpcompress.entropy.primitives import TABLES_TYPE, Array, Int
+from mpcompress.entropy.tables import CDF_BEGIN, LUT_BITS
 from mpcompress.errors import CorruptBitstreamError, InvalidInputError, OutOfRangeError
 
 __all__ = ["IndexedTables", "decode_many", "decode_with_indexes", "encode_many", "encode_with_indexes"]
@@ -31,14 +32,9 @@ _SLOT_MASK = (1 << PRECISION) - 1
 _DIGIT_BITS = 4
 _MAX_DIGITS = 8
 
-_U16 = types.Array(types.uint16, 1, "C", readonly=True)
 _U32 = types.Array(types.uint32, 1, "C", readonly=True)
-_I32 = types.Array(types.int32, 1, "C", readonly=True)
 _I64 = types.Array(types.int64, 1, "C", readonly=True)
 _I32_2D = types.Array(types.int32, 2, "C", readonly=True)
-_TABLES = types.Tuple((_U32, _I32, _I32, _I32, _U16))  # IndexedTables.kernel_args
-
-_OK, _CORRUPT, _TOO_LARGE = 0, 1, 2
 
 
 def encode_with_indexes(symbols: npt.ArrayLike, indexes: npt.ArrayLike, tables: IndexedTables) -> bytes:
@@ -77,14 +73,16 @@ def encode_many(symbols: npt.ArrayLike, indexes: npt.ArrayLike, tables: IndexedT
     chosen = _indexes(indexes, tables.count)
     if values.shape != chosen.shape:
         raise InvalidInputError(f"symbols {values.shape} with indexes {chosen.shape}", field="indexes")
-    bounds = np.empty(2 * len(values), np.int64)
-    words, status, where = _encode(values, chosen, tables.kernel_args, bounds)
-    if status == _TOO_LARGE:
-        row, column = divmod(int(where), values.shape[1])
+    room = _room(values, chosen, tables.packed)
+    if room < 0:
+        row, column = divmod(-1 - room, values.shape[1])
         message = f"symbols[{row}, {column}] = {values[row, column]} is too far outside its table"
         raise OutOfRangeError(message, field="symbols")
-    stream = words.astype("<u4", copy=False)
-    return [stream[begin:end].tobytes() for begin, end in bounds.reshape(-1, 2)]
+    words = np.empty(room, np.uint32)
+    bounds = np.empty(len(values) + 1, np.int64)
+    _encode(values, chosen, tables.packed, words, bounds)
+    stream = words[bounds[0] :].astype("<u4", copy=False).tobytes()
+    return [stream[begin:end] for begin, end in pairwise(((bounds - bounds[0]) * 4).tolist())]
 
 
 def decode_many(
@@ -100,7 +98,7 @@ def decode_many(
     ends = np.cumsum(sizes // 4)
     words = np.frombuffer(b"".join(strings), "<u4").astype(np.uint32, copy=False)
     out = np.empty(chosen.shape, np.int32)
-    bad = _decode(words, ends, chosen, tables.kernel_args, strict, out)
+    bad = _decode(words, ends, chosen, tables.packed, strict, out)
     if bad >= 0:
         message = f"{sizes[bad]} bytes are not the code of {chosen.shape[1]} symbols"
         raise CorruptBitstreamError(message, field=f"strings[{bad}]")
@@ -145,56 +143,52 @@ def _escape(value: Int, top: Int) -> Int:
     return 2 * (value - top) if value >= 0 else -2 * value - 1
 
 
-@njit(forceinline=True)
-def _digits(escaped: Int) -> Int:
-    count = 0
-    while escaped >> (count * _DIGIT_BITS):
-        count += 1
-    return count
-
-
-@njit(types.Tuple((types.uint32[::1], types.int64, types.int64))(_I32_2D, _I32_2D, _TABLES, types.int64[::1]))
-def _encode(symbols: Array, indexes: Array, tables: Any, bounds: Array) -> tuple[Array, Int, Int]:
-    """Write stream b to words[bounds[2 b]:bounds[2 b + 1]]; returns words, status and the index of a bad symbol."""
-    cdf, begins, tops, offsets, _ = tables
+@njit(types.int64(_I32_2D, _I32_2D, TABLES_TYPE))
+def _room(symbols: Array, indexes: Array, tables: Array) -> Any:
+    """Words that the streams may take, or -1 - the flat index of a symbol that cannot be coded."""
     batch, n = symbols.shape
-    capacity = batch * (n + 2)  # a put pushes out one word at most; the state takes two
+    room = batch * (n + 2)  # a put pushes out one word at most; the last state takes two
     for b in range(batch):
         for i in range(n):
-            top = np.int64(tops[indexes[b, i]])
-            value = np.int64(symbols[b, i]) - np.int64(offsets[indexes[b, i]])
+            block = np.int64(tables[1 + indexes[b, i]])
+            top = np.int64(tables[block + 1])
+            value = np.int64(symbols[b, i]) - np.int64(tables[block])
             if value < 0 or value >= top:
                 escaped = _escape(value, top)
                 if escaped >> 32:
-                    return np.empty(0, np.uint32), _TOO_LARGE, b * n + i
-                capacity += 1 + _digits(escaped)
-    words = np.empty(capacity, np.uint32)
-    one = np.uint64(1)
-    pos = capacity
+                    return -1 - (b * n + i)
+                room += 1 + _MAX_DIGITS
+    return room
+
+
+@njit(types.void(_I32_2D, _I32_2D, TABLES_TYPE, types.uint32[::1], types.int64[::1]))
+def _encode(symbols: Array, indexes: Array, tables: Array, words: Array, bounds: Array) -> None:
+    """Write stream b to words[bounds[b]:bounds[b + 1]], all of them at the end of `words`."""
+    batch, n = symbols.shape
+    pos = words.size
+    bounds[batch] = pos
     for b in range(batch - 1, -1, -1):
-        end = pos
         state = np.uint64(_STATE_LOW)
         for i in range(n - 1, -1, -1):
-            index = indexes[b, i]
-            top = np.int64(tops[index])
-            value = np.int64(symbols[b, i]) - np.int64(offsets[index])
+            block = np.int64(tables[1 + indexes[b, i]])
+            top = np.int64(tables[block + 1])
+            value = np.int64(symbols[b, i]) - np.int64(tables[block])
             if value < 0 or value >= top:
                 escaped = _escape(value, top)
                 value = top
-                count = _digits(escaped)
-                for j in range(count - 1, -1, -1):
-                    digit = np.uint64((escaped >> (j * _DIGIT_BITS)) & 15)
-                    pos, state = _put(words, pos, state, digit, one, _DIGIT_BITS)
-                pos, state = _put(words, pos, state, np.uint64(count), one, _DIGIT_BITS)
-            entry = np.int64(begins[index]) + value
-            start = np.uint64(cdf[entry])
-            pos, state = _put(words, pos, state, start, np.uint64(cdf[entry + 1]) - start, PRECISION)
+                count = 0
+                while escaped >> (count * _DIGIT_BITS):
+                    count += 1
+                for j in range(count, -1, -1):  # decoders read their number first, then the lowest
+                    digit = (escaped >> ((j - 1) * _DIGIT_BITS)) & 15 if j else count
+                    pos, state = _put(words, pos, state, np.uint64(digit), np.uint64(1), _DIGIT_BITS)
+            entry = block + CDF_BEGIN + value
+            start = np.uint64(tables[entry])
+            pos, state = _put(words, pos, state, start, np.uint64(tables[entry + 1]) - start, PRECISION)
         pos -= 2
         words[pos] = state & np.uint64(0xFFFFFFFF)
         words[pos + 1] = state >> np.uint64(32)
-        bounds[2 * b] = pos
-        bounds[2 * b + 1] = end
-    return words, _OK, 0
+        bounds[b] = pos
 
 
 @njit(forceinline=True)
@@ -230,10 +224,9 @@ def _get_escaped(words: Array, pos: Int, end: Int, state: Int, top: Int) -> tupl
     return value, pos, state
 
 
-@njit(types.int64(_U32, _I64, _I32_2D, _TABLES, types.boolean, types.int32[:, ::1]))
-def _decode(words: Array, ends: Array, indexes: Array, tables: Any, strict: bool, out: Array) -> Int:
+@njit(types.int64(_U32, _I64, _I32_2D, TABLES_TYPE, types.boolean, types.int32[:, ::1]))
+def _decode(words: Array, ends: Array, indexes: Array, tables: Array, strict: bool, out: Array) -> Int:
     """Fill `out`; returns the number of the first bad stream, or -1. Each stream has two words at least."""
-    cdf, begins, tops, offsets, lut = tables
     batch, n = indexes.shape
     end = 0
     for b in range(batch):
@@ -243,19 +236,19 @@ def _decode(words: Array, ends: Array, indexes: Array, tables: Any, strict: bool
         if state < np.uint64(_STATE_LOW) or state >> np.uint64(63):
             return b
         for i in range(n):
-            index = np.int64(indexes[b, i])
-            begin = np.int64(begins[index])
-            slot = state & np.uint64(_SLOT_MASK)
-            value = np.int64(lut[(index << LUT_BITS) | np.int64(slot >> np.uint64(PRECISION - LUT_BITS))])
-            while np.uint64(cdf[begin + value + 1]) <= slot:  # ends: a table's last entry is 2^16
+            block = np.int64(tables[1 + indexes[b, i]])
+            cdf = block + CDF_BEGIN
+            slot = np.int64(state & np.uint64(_SLOT_MASK))
+            value = np.int64(tables[block + 2 + (slot >> (PRECISION - LUT_BITS))])
+            while tables[cdf + value + 1] <= slot:  # ends: a table's last entry is 2^16
                 value += 1
-            start = np.uint64(cdf[begin + value])
-            freq = np.uint64(cdf[begin + value + 1]) - start
-            pos, state = _renormalise(words, pos, end, freq * (state >> np.uint64(PRECISION)) + slot - start)
-            top = np.int64(tops[index])
+            start = np.int64(tables[cdf + value])
+            freq = np.uint64(tables[cdf + value + 1] - start)
+            pos, state = _renormalise(words, pos, end, freq * (state >> np.uint64(PRECISION)) + np.uint64(slot - start))
+            top = np.int64(tables[block + 1])
             if value == top:
                 value, pos, state = _get_escaped(words, pos, end, state, top)
-            value += np.int64(offsets[index])
+            value += np.int64(tables[block])
             if pos > end or value < -(1 << 31) or value >= 1 << 31:
                 return b
             out[b, i] = value

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mpcompress.entropy.tables import first_symbols, frozen
+from mpcompress.entropy.tables import MAX_TABLES, frozen, pack
 from mpcompress.errors import CodecFileError
 
 __all__ = ["PRECISION", "IndexedTables"]
 
 PRECISION = 16
 """Bits of a frequency in CompressAI's streams."""
-
-_MAX_TABLES = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +34,8 @@ class IndexedTables:
     cdfs: npt.NDArray[np.int32]
     cdf_lengths: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int32]
-    kernel_args: tuple[Any, ...] = field(init=False, repr=False)
-    """Packed cumulative frequencies, where each table begins in them, its range's size, its offset, search starts."""
+    packed: npt.NDArray[np.int32] = field(init=False, repr=False)
+    """What kernels read: see `mpcompress.entropy.tables.pack`."""
 
     def __post_init__(self) -> None:
         cdfs = np.asarray(self.cdfs)
@@ -48,10 +45,10 @@ class IndexedTables:
         rows = frozen(cdfs.ravel(), np.int32, "cdfs").reshape(cdfs.shape)
         lengths = frozen(self.cdf_lengths, np.int32, "cdf_lengths")
         offsets = frozen(self.offsets, np.int32, "offsets")
-        if not 1 <= count <= _MAX_TABLES or lengths.size != count or offsets.size != count:
+        if not 1 <= count <= MAX_TABLES or lengths.size != count or offsets.size != count:
             message = f"{count} cdfs with {lengths.size} lengths and {offsets.size} offsets"
             raise CodecFileError(message, field="cdf_lengths")
-        if lengths.min() < 3 or lengths.max() > width:
+        if lengths.min() < 3 or lengths.max() > min(width, (1 << PRECISION) + 1):
             raise CodecFileError(f"a length is outside [3, {width}]", field="cdf_lengths")
         used = np.arange(width) < lengths[:, None]
         if np.any(rows[:, 0] != 0) or np.any(rows[np.arange(count), lengths - 1] != 1 << PRECISION):
@@ -59,16 +56,8 @@ class IndexedTables:
         if np.any((np.diff(rows.astype(np.int64), axis=1) <= 0) & used[:, 1:]):
             raise CodecFileError("a cdf does not rise strictly", field="cdfs")
 
-        ends = np.cumsum(lengths, dtype=np.int64)
-        packed = rows[used]
-        args = (
-            frozen(packed, np.uint32, "cdfs"),
-            frozen(ends - lengths, np.int32, "cdf_lengths"),
-            frozen(lengths - 2, np.int32, "cdf_lengths"),
-            offsets,
-            first_symbols(np.split(packed.astype(np.int64), ends[:-1]), PRECISION),
-        )
-        for name, value in (("cdfs", rows), ("cdf_lengths", lengths), ("offsets", offsets), ("kernel_args", args)):
+        packed = pack([row[:length] for row, length in zip(rows, lengths, strict=True)], offsets, PRECISION)
+        for name, value in (("cdfs", rows), ("cdf_lengths", lengths), ("offsets", offsets), ("packed", packed)):
             object.__setattr__(self, name, value)
 
     @property

@@ -16,7 +16,7 @@ range as an Exp-Golomb code of order 0, all as intervals of power-of-two width.
 Errors are sticky: a read past the end or an impossible escape moves `pos` past the end for good, which `rans_closed`
 reports. Every loop and index is bounded whatever the bytes are, so a kernel needs no check of its own before the end.
 
-`tables` is `CdfTables.kernel_args`, of the numba type `TABLES_TYPE`; rows must lie in [0, number of tables).
+`tables` is `CdfTables.packed`, of the numba type `TABLES_TYPE`; rows must lie in [0, number of tables).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mpcompress._numba import njit, types
-from mpcompress.entropy.tables import LUT_BITS
+from mpcompress.entropy.tables import CDF_BEGIN, LUT_BITS
 
 __all__ = [
     "MAX_ESCAPE_INTERVALS",
@@ -44,23 +44,11 @@ STATE_LOW = 1 << 16
 """Lower end of the state's interval, and the state in which encoders start and decoders must end."""
 
 MAX_ESCAPE_INTERVALS = 1 + 1 + 32 + 4
-"""Most intervals of one symbol: escape, side, unary prefix, suffix of at most 31 bits in pieces of at least 8."""
+"""Most intervals of one symbol: escape, side, unary prefix, suffix of at most 31 bits in pieces of 8."""
 
 
-def _frozen(dtype: Any) -> Any:
-    return types.Array(dtype, 1, "C", readonly=True)
-
-
-TABLES_TYPE = types.Tuple(
-    (
-        _frozen(types.uint32),  # cumulative frequencies, from 0 to 2^precision, table after table
-        _frozen(types.int32),  # [row] where its table begins in there
-        _frozen(types.int32),  # [row] symbols of its range, that is without the escape
-        _frozen(types.int32),  # [row] smallest symbol
-        _frozen(types.uint16),  # [row << LUT_BITS | first bits of slot] last symbol that begins at or before them
-        types.int64,  # precision
-    )
-)
+TABLES_TYPE = types.Array(types.int32, 1, "C", readonly=True)
+"""Type of `CdfTables.packed` in signatures; one array, as taking a tuple apart would count references per symbol."""
 
 Array = Any  # inside compiled code the signature of the kernel says what a numpy array is,
 Int = Any  # and integers have 64 bits
@@ -128,7 +116,7 @@ def _get_distance(data: Array, pos: Int, state: Int, precision: Int) -> tuple[In
             return 0, data.size + 2, state
     value = 1
     while length > 0:
-        bits = min(length, precision)
+        bits = 8 if length > 8 else length
         piece, pos, state = rans_get_bits(data, pos, state, bits, precision)
         value = value << bits | piece
         length -= bits
@@ -146,19 +134,20 @@ def _get_escaped(data: Array, pos: Int, state: Int, low: Int, high: Int, precisi
 
 
 @njit(forceinline=True)
-def rans_get(data: Array, pos: Int, state: Int, tables: Any, row: Int) -> tuple[Int, Int, Int]:
+def rans_get(data: Array, pos: Int, state: Int, tables: Array, row: Int) -> tuple[Int, Int, Int]:
     """Decode one symbol of table `row`: returns it (within int32), `pos` and `state`."""
-    cdf, begins, sizes, offsets, lut, precision = tables
-    begin = np.int64(begins[row])
-    slot = np.uint32(state & ((1 << precision) - 1))
-    index = np.int64(lut[(row << LUT_BITS) | (np.int64(slot) >> (precision - LUT_BITS))])
-    while cdf[begin + index + 1] <= slot:  # ends: a table's last entry is 2^precision
+    precision = np.int64(tables[0])
+    block = np.int64(tables[1 + row])
+    low = np.int64(tables[block])
+    size = np.int64(tables[block + 1])
+    slot = state & ((1 << precision) - 1)
+    index = np.int64(tables[block + 2 + (slot >> (precision - LUT_BITS))])
+    cdf = block + CDF_BEGIN
+    while tables[cdf + index + 1] <= slot:  # ends: a table's last entry is 2^precision
         index += 1
-    start = np.int64(cdf[begin + index])
-    freq = np.int64(cdf[begin + index + 1]) - start
+    start = np.int64(tables[cdf + index])
+    freq = np.int64(tables[cdf + index + 1]) - start
     pos, state = _advance(data, pos, state, start, freq, precision)
-    size = np.int64(sizes[row])
-    low = np.int64(offsets[row])
     if index < size:
         return low + index, pos, state
     return _get_escaped(data, pos, state, low, low + size, precision)
@@ -181,28 +170,28 @@ def _add_escaped(starts: Array, freqs: Array, count: Int, above: Int, distance: 
         length += 1
     count = _add_bits(starts, freqs, count, 1, 1, precision)
     while length > 0:
-        bits = min(length, precision)
+        bits = 8 if length > 8 else length
         length -= bits
         count = _add_bits(starts, freqs, count, (value >> length) & ((1 << bits) - 1), bits, precision)
     return count
 
 
 @njit(forceinline=True)
-def collect(starts: Array, freqs: Array, count: Int, tables: Any, row: Int, symbol: Int) -> Int:
+def collect(starts: Array, freqs: Array, count: Int, tables: Array, row: Int, symbol: Int) -> Int:
     """Append a symbol's intervals to `starts` and `freqs` (uint32) at `count`; returns the new count.
 
     They must have room for `MAX_ESCAPE_INTERVALS` more, or for one when the symbol is known to be in range.
     """
-    cdf, begins, sizes, offsets, _, precision = tables
-    size = np.int64(sizes[row])
-    index = symbol - np.int64(offsets[row])
+    precision = np.int64(tables[0])
+    block = np.int64(tables[1 + row])
+    size = np.int64(tables[block + 1])
+    index = symbol - np.int64(tables[block])
     inside = 0 <= index < size
-    entry = np.int64(begins[row]) + (index if inside else size)
-    starts[count] = cdf[entry]
-    freqs[count] = cdf[entry + 1] - cdf[entry]
+    entry = block + CDF_BEGIN + (index if inside else size)
+    starts[count] = tables[entry]
+    freqs[count] = tables[entry + 1] - tables[entry]
     count += 1
     if inside:
         return count
-    if index >= size:
-        return _add_escaped(starts, freqs, count, 1, index - size, precision)
-    return _add_escaped(starts, freqs, count, 0, -1 - index, precision)
+    above = np.int64(index >= size)
+    return _add_escaped(starts, freqs, count, above, index - size if above else -1 - index, precision)

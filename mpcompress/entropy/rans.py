@@ -17,7 +17,6 @@ from mpcompress.entropy.primitives import (
     STATE_LOW,
     TABLES_TYPE,
     Array,
-    Int,
     collect,
     rans_closed,
     rans_get,
@@ -55,7 +54,13 @@ def encode(symbols: npt.ArrayLike, rows: npt.ArrayLike, tables: CdfTables) -> by
     checked = _rows(rows, tables.count)
     if values.size != checked.size:
         raise InvalidInputError(f"{values.size} symbols with {checked.size} rows", field="rows")
-    return _to_bytes(_encode(values, checked, tables.kernel_args))
+    room = values.size
+    while True:
+        starts, freqs = np.empty((2, room), np.uint32)
+        count = _collect(values, checked, tables.packed, starts, freqs)
+        if count >= 0:
+            return _flush(starts, freqs, count, tables.precision)
+        room = -count
 
 
 def decode(data: Buffer, rows: npt.ArrayLike, tables: CdfTables) -> npt.NDArray[np.int32]:
@@ -77,7 +82,7 @@ def decode(data: Buffer, rows: npt.ArrayLike, tables: CdfTables) -> npt.NDArray[
     checked = _rows(rows, tables.count)
     buffer = np.frombuffer(data, np.uint8)
     out = np.empty(checked.size, np.int32)
-    if not _decode(buffer, checked, tables.kernel_args, out):
+    if not _decode(buffer, checked, tables.packed, out):
         raise CorruptBitstreamError(f"{buffer.size} bytes are not the code of {checked.size} symbols", field="data")
     return out.reshape(np.shape(rows))
 
@@ -102,11 +107,13 @@ def encode_intervals(starts: npt.ArrayLike, freqs: npt.ArrayLike, precision: int
     total = 1 << precision
     if np.any((first < 0) | (first >= total) | (width < 1) | (width > total - first)):
         raise InvalidInputError(f"an interval is empty or outside [0, {total})", field="starts")
-    return _to_bytes(_encode_intervals(first.astype(np.uint32), width.astype(np.uint32), first.size, precision))
+    return _flush(first.astype(np.uint32), width.astype(np.uint32), first.size, precision)
 
 
-def _to_bytes(words: npt.NDArray[np.uint16]) -> bytes:
-    return words.astype("<u2", copy=False).tobytes()
+def _flush(starts: npt.NDArray[np.uint32], freqs: npt.NDArray[np.uint32], count: int, precision: int) -> bytes:
+    words = np.empty(count + 2, np.uint16)  # an interval pushes out one word at most
+    begin = _encode_intervals(starts, freqs, count, precision, words)
+    return words[begin:].astype("<u2", copy=False).tobytes()
 
 
 def _integers(values: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
@@ -134,38 +141,40 @@ def _rows(values: npt.ArrayLike, count: int) -> npt.NDArray[np.uint16]:
     return np.ascontiguousarray(array, np.uint16).ravel()
 
 
-@njit(types.uint16[::1](_U32, _U32, types.int64, types.int64))
-def _encode_intervals(starts: Array, freqs: Array, count: Int, precision: Int) -> Array:
-    if count == 0:
-        return np.empty(0, np.uint16)
-    words = np.empty(count + 2, np.uint16)  # an interval pushes out one word at most
+@njit(types.int64(_U32, _U32, types.int64, types.int64, types.uint16[::1]))
+def _encode_intervals(starts: Array, freqs: Array, count: int, precision: int, words: Array) -> Any:
+    """Write the stream to the end of `words`, which has room for count + 2; returns where it begins."""
     pos = words.size
+    if count == 0:
+        return pos
     state = STATE_LOW
     for i in range(count - 1, -1, -1):
         pos, state = rans_put(words, pos, state, np.int64(starts[i]), np.int64(freqs[i]), precision)
     words[pos - 1] = state >> 16
     words[pos - 2] = state & 0xFFFF
-    return words[pos - 2 :].copy()
+    return pos - 2
 
 
-@njit(types.uint16[::1](_I32, _U16, TABLES_TYPE))
-def _encode(symbols: Array, rows: Array, tables: Any) -> Array:
-    _, _, sizes, offsets, _, precision = tables
+@njit(types.int64(_I32, _U16, TABLES_TYPE, types.uint32[::1], types.uint32[::1]))
+def _collect(symbols: Array, rows: Array, tables: Array, starts: Array, freqs: Array) -> Any:
+    """Write all intervals; returns their number, or minus the room that they may need when there is less."""
     escapes = 0
     for i in range(symbols.size):
-        index = np.int64(symbols[i]) - np.int64(offsets[rows[i]])
-        if index < 0 or index >= sizes[rows[i]]:
+        block = tables[1 + np.int64(rows[i])]
+        index = np.int64(symbols[i]) - np.int64(tables[block])
+        if index < 0 or index >= tables[block + 1]:
             escapes += 1
-    starts = np.empty(symbols.size + escapes * (MAX_ESCAPE_INTERVALS - 1), np.uint32)
-    freqs = np.empty_like(starts)
+    room = symbols.size + escapes * (MAX_ESCAPE_INTERVALS - 1)
+    if room > starts.size:
+        return -room
     count = 0
     for i in range(symbols.size):
         count = collect(starts, freqs, count, tables, np.int64(rows[i]), np.int64(symbols[i]))
-    return _encode_intervals(starts, freqs, count, precision)
+    return count
 
 
 @njit(types.boolean(_U8, _U16, TABLES_TYPE, types.int32[::1]))
-def _decode(data: Array, rows: Array, tables: Any, out: Array) -> Any:
+def _decode(data: Array, rows: Array, tables: Array, out: Array) -> Any:
     if rows.size == 0:
         return data.size == 0
     pos, state = rans_open(data)

@@ -13,13 +13,18 @@ import numpy.typing as npt
 
 from mpcompress.errors import CodecFileError, InvalidInputError
 
-__all__ = ["LUT_BITS", "CdfTables", "first_symbols", "frozen", "quantize_pmf"]
+__all__ = ["CDF_BEGIN", "LUT_BITS", "MAX_TABLES", "CdfTables", "frozen", "pack", "quantize_pmf"]
 
 LUT_BITS = 8
 """The first bits of a slot, which index the table that starts the search for its symbol."""
 
+CDF_BEGIN = 2 + (1 << LUT_BITS)
+"""Where a table's cumulative frequencies begin in its block of a packed array."""
+
+MAX_TABLES = 1 << 12
+"""Most tables of one set; with at most 2^16 symbols each, positions in a packed array fit int32."""
+
 _OFFSET_LIMIT = 1 << 30  # |offset| + length below it keeps every escape distance of an int32 symbol below 2^32 - 1
-_MAX_TABLES = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +48,8 @@ class CdfTables:
     lengths: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int32]
     precision: int
-    kernel_args: tuple[Any, ...] = field(init=False, repr=False)
-    """What kernels take: see `TABLES_TYPE` in `mpcompress.entropy.primitives`."""
+    packed: npt.NDArray[np.int32] = field(init=False, repr=False)
+    """What kernels read: see `pack`."""
 
     def __post_init__(self) -> None:
         precision = int(self.precision)
@@ -53,7 +58,7 @@ class CdfTables:
         freqs = frozen(self.freqs, np.uint16, "freqs")
         lengths = frozen(self.lengths, np.int32, "lengths")
         offsets = frozen(self.offsets, np.int32, "offsets")
-        if not 1 <= lengths.size <= _MAX_TABLES or offsets.size != lengths.size:
+        if not 1 <= lengths.size <= MAX_TABLES or offsets.size != lengths.size:
             raise CodecFileError(f"{lengths.size} lengths with {offsets.size} offsets", field="lengths")
         total = 1 << precision
         if lengths.min() < 2 or lengths.max() > total:
@@ -71,18 +76,10 @@ class CdfTables:
             raise CodecFileError(f"table {wrong} adds up to {sums[wrong]}, not 2^{precision}", field="freqs")
 
         cdfs = [np.concatenate([[0], np.cumsum(part, dtype=np.int64)]) for part in np.split(freqs, ends[:-1])]
-        begins = ends - lengths + np.arange(lengths.size)  # each table has one cumulative entry more than symbols
-        args = (
-            frozen(np.concatenate(cdfs), np.uint32, "freqs"),
-            frozen(begins, np.int32, "lengths"),
-            frozen(lengths - 1, np.int32, "lengths"),
-            offsets,
-            first_symbols(cdfs, precision),
-            precision,
-        )
-        for name, value in (("freqs", freqs), ("lengths", lengths), ("offsets", offsets), ("precision", precision)):
+        packed = pack(cdfs, offsets, precision)
+        for name, value in (("freqs", freqs), ("lengths", lengths), ("offsets", offsets), ("packed", packed)):
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "kernel_args", args)
+        object.__setattr__(self, "precision", precision)
 
     @property
     def count(self) -> int:
@@ -148,11 +145,25 @@ def quantize_pmf(pmf: npt.ArrayLike, precision: int) -> npt.NDArray[np.uint16]:
     return freqs.astype(np.uint16)
 
 
-def first_symbols(cdfs: Sequence[npt.NDArray[np.int64]], precision: int) -> npt.NDArray[np.uint16]:
-    """Per table and first `LUT_BITS` bits of a slot, the last symbol that begins at or before them: (T * 2^8,)."""
+def pack(cdfs: Sequence[npt.NDArray[Any]], offsets: npt.NDArray[np.int32], precision: int) -> npt.NDArray[np.int32]:
+    """Lay T tables out in the one int32 array that kernels read.
+
+    ``[precision, position of each table's block]``, then the blocks: smallest symbol, number of symbols without the
+    escape, 2^LUT_BITS search starts (the last symbol that begins at or before a slot with these first bits), and the
+    cumulative frequencies from 0 to 2^precision.
+
+    Args:
+        cdfs: per table, int (n + 2,) for n symbols and the escape, checked.
+        offsets: int32 (T,).
+        precision: bits, at least LUT_BITS.
+    """
     slots = np.arange(1 << LUT_BITS) << (precision - LUT_BITS)
-    found = [np.searchsorted(cdf[:-1], slots, side="right") - 1 for cdf in cdfs]
-    return frozen(np.concatenate(found), np.uint16, "cdfs")
+    sizes = [CDF_BEGIN + cdf.size for cdf in cdfs]
+    blocks = 1 + len(cdfs) + np.concatenate([[0], np.cumsum(sizes[:-1])])
+    parts: list[Any] = [[precision], blocks]
+    for cdf, offset in zip(cdfs, offsets, strict=True):
+        parts += [[offset, cdf.size - 2], np.searchsorted(cdf[:-1], slots, side="right") - 1, cdf]
+    return frozen(np.concatenate(parts).astype(np.int64), np.int32, "tables")
 
 
 def frozen(values: npt.ArrayLike, dtype: npt.DTypeLike, name: str) -> npt.NDArray[Any]:

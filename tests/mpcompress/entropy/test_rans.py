@@ -1,0 +1,283 @@
+"""The own format: round trips, rate, exact bytes, an independent decoder, kernels with contexts, refusals."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcompress._numba import njit, types
+from mpcompress.entropy import CdfTables, decode, encode, encode_intervals, rans
+from mpcompress.entropy.primitives import (
+    MAX_ESCAPE_INTERVALS,
+    TABLES_TYPE,
+    collect,
+    rans_closed,
+    rans_get,
+    rans_get_bits,
+    rans_open,
+)
+from mpcompress.errors import CorruptBitstreamError, InvalidInputError
+
+INT32 = np.iinfo(np.int32)
+
+GOLDEN = "42207b00f0ef1523fe3fc0ff000eff1fdfff56ff00303f07f9ffc13f"
+GOLDEN_INTERVALS = "000002006410"
+
+
+def sample(tables: CdfTables, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw n rows, and symbols with the frequencies of their tables (escapes just outside the range)."""
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, tables.count, n).astype(np.uint8)
+    ends = np.cumsum(tables.lengths)
+    slots = rng.integers(0, 1 << tables.precision, n)
+    symbols = np.empty(n, np.int32)
+    for t in range(tables.count):
+        freqs = tables.freqs[ends[t] - tables.lengths[t] : ends[t]].astype(np.int64)
+        symbols[rows == t] = tables.offsets[t] + np.searchsorted(np.cumsum(freqs), slots[rows == t], side="right")
+    return symbols, rows
+
+
+def ideal_bits(tables: CdfTables, symbols: np.ndarray, rows: np.ndarray) -> float:
+    begins = np.cumsum(tables.lengths) - tables.lengths
+    index = symbols.astype(np.int64) - tables.offsets[rows]
+    assert np.all((index >= 0) & (index < tables.lengths[rows] - 1))
+    return float((tables.precision - np.log2(tables.freqs[begins[rows] + index])).sum())
+
+
+def plain_decode(data: bytes, rows: np.ndarray, tables: CdfTables) -> list[int]:
+    """The format again, from its description, in plain Python integers."""
+    if len(rows) == 0:
+        assert data == b""
+        return []
+    words = [int.from_bytes(data[i : i + 2], "little") for i in range(0, len(data), 2)]
+    state = words.pop(0) | words.pop(0) << 16
+    precision = tables.precision
+
+    def take(start: int, freq: int) -> None:
+        nonlocal state
+        state = freq * (state >> precision) + state % (1 << precision) - start
+        if state < 1 << 16:
+            state = state << 16 | words.pop(0)
+
+    def bits(count: int) -> int:
+        value = state % (1 << precision) >> (precision - count)
+        take(value << (precision - count), 1 << (precision - count))
+        return value
+
+    symbols = []
+    for row in rows.tolist():
+        begin = int(tables.lengths[:row].sum())
+        freqs = tables.freqs[begin : begin + int(tables.lengths[row])].tolist()
+        slot, index, start = state % (1 << precision), 0, 0
+        while start + freqs[index] <= slot:
+            start += freqs[index]
+            index += 1
+        take(start, freqs[index])
+        low, high = int(tables.offsets[row]), int(tables.offsets[row]) + len(freqs) - 1
+        symbol = low + index
+        if symbol == high:
+            above = bits(1)
+            length = 0
+            while not bits(1):
+                length += 1
+            value = 1
+            while length:
+                count = min(length, 8)
+                value = value << count | bits(count)
+                length -= count
+            symbol = high + value - 1 if above else low - value
+        symbols.append(symbol)
+    assert not words
+    assert state == 1 << 16
+    return symbols
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[CdfTables, np.ndarray, np.ndarray]:
+    precision = draw(st.integers(8, 16))
+    weights = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40).filter(lambda p: sum(p) > 0)
+    pmfs = draw(st.lists(weights, min_size=1, max_size=5))
+    limits = st.integers(-(1 << 30), 1 << 30)
+    offsets = [draw(st.one_of(st.integers(-50, 50), limits)) for _ in pmfs]
+    tables = CdfTables.from_pmfs(pmfs, offsets, precision=precision, escape_mass=draw(st.floats(0, 0.3)))
+    near = st.integers(-60, 60)
+    items = draw(
+        st.lists(
+            st.tuples(st.integers(0, len(pmfs) - 1), near, st.one_of(st.none(), st.integers(INT32.min, INT32.max))),
+            max_size=120,
+        )
+    )
+    rows = np.array([row for row, _, _ in items], np.int8)
+    symbols = np.array([offsets[row] + step if far is None else far for row, step, far in items], np.int64)
+    return tables, symbols.astype(np.int32), rows
+
+
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_round_trip_and_an_independent_decoder(case: tuple[CdfTables, np.ndarray, np.ndarray]) -> None:
+    tables, symbols, rows = case
+    data = encode(symbols, rows, tables)
+    assert np.array_equal(decode(data, rows, tables), symbols)
+    assert plain_decode(data, rows, tables) == symbols.tolist()
+
+
+@pytest.mark.parametrize("precision", [8, 12, 16])
+@pytest.mark.parametrize("offset", [-(1 << 30), 0, 1 << 30])
+def test_extreme_symbols(precision: int, offset: int) -> None:
+    tables = CdfTables.from_pmfs([[1.0, 1.0]], [offset], precision=precision)
+    around = [offset + d for d in range(-20, 21)]
+    powers = [s * ((1 << k) + d) for k in range(31) for s in (1, -1) for d in (-1, 0, 1)]
+    symbols = np.array([*around, *powers, INT32.min, INT32.min + 1, INT32.max, INT32.max - 1], np.int32)
+    rows = np.zeros(symbols.size, np.int16)
+    data = encode(symbols, rows, tables)
+    assert np.array_equal(decode(data, rows, tables), symbols)
+    assert plain_decode(data, rows, tables) == symbols.tolist()
+
+
+def test_real_sizes_and_buffers(laplace_tables: CdfTables) -> None:
+    symbols, rows = sample(laplace_tables, 98_688)
+    data = encode(symbols, rows, laplace_tables)
+    assert plain_decode(data, rows, laplace_tables) == symbols.tolist()
+    writable = bytearray(data)
+    shaped = rows.reshape(257, 384)
+    for buffer in (data, writable, memoryview(data), np.frombuffer(data, np.uint8), b"??" + data):
+        view = memoryview(buffer)[2:] if len(buffer) > len(data) else buffer
+        assert np.array_equal(decode(view, shaped, laplace_tables), symbols.reshape(257, 384))
+    strided = np.repeat(symbols, 2)[::2]
+    for dtype in (np.int8, np.uint16, np.int64):
+        assert encode(strided.astype(np.int64), rows.astype(dtype), laplace_tables) == data
+    assert writable == data
+
+
+@pytest.mark.parametrize(("n", "extra_bytes"), [(1, 4), (100, 5), (2500, 6), (98_688, 100)])
+def test_rate_is_within_a_few_bytes_of_the_ideal(laplace_tables: CdfTables, n: int, extra_bytes: int) -> None:
+    for seed in range(5):
+        symbols, rows = sample(laplace_tables, n, seed)
+        index = symbols - laplace_tables.offsets[rows]
+        inside = index < laplace_tables.lengths[rows] - 1
+        symbols, rows = symbols[inside], rows[inside]
+        size = len(encode(symbols, rows, laplace_tables))
+        assert size <= ideal_bits(laplace_tables, symbols, rows) / 8 + extra_bytes
+
+
+def test_exact_bytes() -> None:
+    """The format for ever: these literals must never change."""
+    tables = CdfTables(
+        np.array([4096, 8192, 4000, 96, 1, 16000, 383]), np.array([4, 3]), np.array([-1, 5]), precision=14
+    )
+    symbols = np.array([0, 0, -1, 1, 6, 6, 5, 0, 100, -3, 7, INT32.min, INT32.max, 6, 0])
+    rows = np.array([0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 0, 1, 1, 0])
+    data = bytes.fromhex(GOLDEN)
+    assert encode(symbols, rows, tables).hex() == GOLDEN
+    assert decode(data, rows, tables).tolist() == symbols.tolist()
+    assert plain_decode(data, rows, tables) == symbols.tolist()
+    assert encode_intervals([0, 4096, 100], [4096, 8192, 1], 14).hex() == GOLDEN_INTERVALS
+
+
+def test_no_symbols_no_bytes(laplace_tables: CdfTables) -> None:
+    assert encode([], [], laplace_tables) == b""
+    assert decode(b"", np.empty((0, 3), np.uint8), laplace_tables).shape == (0, 3)
+    with pytest.raises(CorruptBitstreamError):
+        decode(b"\0\0\1\0", [], laplace_tables)
+    with pytest.raises(CorruptBitstreamError):
+        decode(b"", [0], laplace_tables)
+
+
+def test_bad_arguments(laplace_tables: CdfTables) -> None:
+    for rows in ([-1], [40], [255], np.array([300]), np.array([-40], np.int8), [0.0], ["a"], [True]):
+        with pytest.raises(InvalidInputError):
+            encode([0], rows, laplace_tables)
+        with pytest.raises(InvalidInputError):
+            decode(b"\0\0\1\0", rows, laplace_tables)
+    for symbols in ([1 << 31], [-(1 << 31) - 1], [0.5], np.array([2**63], np.uint64), [0, 0], []):
+        with pytest.raises(InvalidInputError):
+            encode(symbols, [0], laplace_tables)
+    for starts, freqs, precision in (
+        ([0], [0], 14),
+        ([0], [1], 7),
+        ([0], [1], 17),
+        ([-1], [2], 14),
+        ([1 << 14], [1], 14),
+        ([9], [1 << 14], 14),
+        ([0, 1], [1], 14),
+        ([0.0], [1], 14),
+    ):
+        with pytest.raises(InvalidInputError):
+            encode_intervals(starts, freqs, precision)
+
+
+@njit(types.int64(types.int32[::1], TABLES_TYPE, types.uint32[::1], types.uint32[::1]))
+def _collect_in_context(symbols: Any, tables: Any, starts: Any, freqs: Any) -> Any:
+    count = 0
+    row = 0
+    for i in range(symbols.size):
+        count = collect(starts, freqs, count, tables, row, np.int64(symbols[i]))
+        row = min(39, abs(np.int64(symbols[i])))
+    return count
+
+
+@njit(types.boolean(types.Array(types.uint8, 1, "C", readonly=True), TABLES_TYPE, types.int32[::1]))
+def _decode_in_context(data: Any, tables: Any, out: Any) -> Any:
+    pos, state = rans_open(data)
+    row = 0
+    for i in range(out.size):
+        symbol, pos, state = rans_get(data, pos, state, tables, row)
+        out[i] = symbol
+        row = min(39, abs(symbol))
+    return rans_closed(data, pos, state)
+
+
+def test_kernels_whose_rows_depend_on_decoded_symbols(laplace_tables: CdfTables) -> None:
+    symbols = np.rint(np.random.default_rng(3).laplace(0, 6, 4000)).astype(np.int32)
+    starts, freqs = np.empty((2, symbols.size * MAX_ESCAPE_INTERVALS), np.uint32)
+    count = _collect_in_context(symbols, laplace_tables.packed, starts, freqs)
+    data = encode_intervals(starts[:count], freqs[:count], laplace_tables.precision)
+    out = np.empty_like(symbols)
+    assert _decode_in_context(np.frombuffer(data, np.uint8), laplace_tables.packed, out)
+    assert np.array_equal(out, symbols)
+    assert not _decode_in_context(np.frombuffer(data[:-2], np.uint8), laplace_tables.packed, out)
+    rows = np.minimum(39, np.abs(np.concatenate([[0], symbols[:-1]])))
+    assert encode(symbols, rows, laplace_tables) == data
+
+
+@njit(types.int64(types.Array(types.uint8, 1, "C", readonly=True), types.int64))
+def _three_nibbles(data: Any, precision: Any) -> Any:
+    pos, state = rans_open(data)
+    total = 0
+    for _ in range(3):
+        value, pos, state = rans_get_bits(data, pos, state, 4, precision)
+        total = total << 4 | value
+    return total if rans_closed(data, pos, state) else -1
+
+
+def test_raw_bits() -> None:
+    data = encode_intervals([v << 8 for v in (1, 15, 6)], [256] * 3, 12)
+    assert _three_nibbles(np.frombuffer(data, np.uint8), 12) == 0x1F6
+
+
+def test_kernels_release_the_gil() -> None:
+    for kernel in (rans._collect, rans._encode_intervals, rans._decode):
+        assert kernel.targetoptions["nogil"]
+
+
+def test_threads_get_their_own_answers(laplace_tables: CdfTables) -> None:
+    """Kernels keep no state between calls: many threads, each with its own stream."""
+    failures: list[int] = []
+
+    def work(seed: int) -> None:
+        symbols, rows = sample(laplace_tables, 5000, seed)
+        for _ in range(20):
+            if not np.array_equal(decode(encode(symbols, rows, laplace_tables), rows, laplace_tables), symbols):
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
