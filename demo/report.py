@@ -106,7 +106,7 @@ def tables(rows: Sequence[Row], *, pictures: int) -> Group:
             *(f"{m.nmse:.4f}", f"{m.cls_cosine:.4f}", f"{m.saliency_iou:.3f}"),
             *(f"{m.encode_ms:.1f}", f"{m.rpc_ms:.1f}", f"{m.decode_ms:.1f}"),
         )
-    return Group(*views.values(), "enc, RPC, dec: ms in the encoder, outside the codec in both calls, in the decoder")
+    return Group(*views.values(), "enc, RPC, dec: ms to encode, of both calls outside the codec, to decode")
 
 
 def write_json(rows: Sequence[Row], path: Path, *, pictures: int) -> None:

@@ -38,7 +38,7 @@ from mpcompress import registry
 from mpcompress.codec import CodingParams, TensorSpec, Unit
 from mpcompress.errors import MpcompressError
 from mpcompress.metrics import bpfp, cosine, nmse
-from mpcompress_client import CompressionClient
+from mpcompress_client import CompressionClient, MPCompressError
 
 HERE = Path(__file__).resolve().parent
 CODECS = {tap: f"klt-imgfocus-vits14-{tap}" for tap in TAPS}
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = args.pictures or sorted((HERE / "pictures").glob("*.png"))
     try:
         rows, samples = run(paths, args.qp, args.cache)
-    except (ModelMissingError, ServerDiedError, MpcompressError, OSError) as error:
+    except (ModelMissingError, ServerDiedError, MpcompressError, MPCompressError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     draw(samples, args.report)
