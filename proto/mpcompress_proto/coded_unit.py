@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class CodedUnit:
 
     header: pb.CodedUnitHeader
     payload: bytes
-    report: pb.CodingReport | None = None
+    report: pb.CodingReport | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_header(self.header)

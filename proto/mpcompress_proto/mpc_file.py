@@ -51,6 +51,8 @@ def write(header: pb.CodedUnitHeader, payload: bytes) -> bytes:
         raise WireError(f"a fingerprint has {FINGERPRINT_BYTES} bytes", field="unit.fingerprint")
     flags = header.arithmetic | header.bitstream_version << 2
     state = _state(header)
+    if len(state) > _MAX_STATE_BYTES:
+        raise WireError(f"a state of {len(state)} bytes; the limit is {_MAX_STATE_BYTES}", field="unit.pstate")
     body = b"".join(
         [
             _FIXED.pack(_MAGIC, _VERSION_BASE | FORMAT_VERSION, 0, header.fingerprint, flags),

@@ -56,7 +56,10 @@ def data_type(name: str, field: str = "dtype") -> pb.DataType.ValueType:
 def spec_of(array: Array, name: str = FEATURES) -> pb.TensorSpec:
     """Describes an array. Raises WireError for a dtype, rank or shape that does not travel."""
     if array.dtype.byteorder == ">":
-        raise WireError("big-endian arrays do not travel; convert with array.astype(array.dtype.newbyteorder('<'))")
+        raise WireError(
+            "big-endian arrays do not travel; convert with array.astype(array.dtype.newbyteorder('<'))",
+            field=f"{name}.dtype",
+        )
     spec = pb.TensorSpec(name=name, dtype=data_type(array.dtype.name, f"{name}.dtype"), shape=array.shape)
     check_spec(spec, name)
     return spec
@@ -110,8 +113,10 @@ def wire_view(array: Array) -> memoryview:
 
 
 def array_from(buffer: Array, spec: pb.TensorSpec) -> Array:
-    """The array that `spec` describes over `buffer` (uint8, exactly its size), without a copy."""
-    return buffer.view(dtype_of(spec.dtype)).reshape(tuple(spec.shape))
+    """The array that `spec` describes over `buffer` (uint8, exactly its size); a copy only when that is misaligned."""
+    array = buffer.view(dtype_of(spec.dtype))
+    # Inline bytes start anywhere in a message, and compiled code wants aligned elements.
+    return (array if array.flags.aligned else array.copy()).reshape(tuple(spec.shape))
 
 
 def pieces(parts: Sequence[memoryview], limit: int = MAX_CHUNK_BYTES) -> Iterator[tuple[int, int, bytes]]:
@@ -174,6 +179,8 @@ class Receiver:
 
     def fill(self, data: bytes, field: str = "inline_data") -> None:
         """Takes all parts at once, from a header. Raises WireError when the size is not exactly theirs."""
+        if self._buffers is not None:
+            raise WireError("bytes inline after others of the same item", field=field)
         total = sum(self._sizes)
         if len(data) != total:
             raise WireError(f"the item has {total} bytes, {len(data)} came inline", field=field)

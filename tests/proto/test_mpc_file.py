@@ -1,0 +1,216 @@
+"""The .mpc file: exact bytes, its overhead, and that nothing damaged is ever taken for a unit."""
+
+from __future__ import annotations
+
+import random
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcompress_proto import mpc_file
+from mpcompress_proto.coded_unit import CodedUnit
+from mpcompress_proto.errors import CorruptUnitError, WireError
+from mpcompress_proto.tensors import spec_of
+from mpcompress_proto.v1 import compression_pb2 as pb
+
+PAYLOAD = bytes(range(16))
+
+# Version 1 of the format. These bytes may never change: files out there have to be read for ever.
+GOLDEN = bytes.fromhex(
+    "4d50c1"  # magic, format version 1
+    "079000ec"  # CRC-32 of everything else
+    "0123456789abcdef"  # fingerprint
+    "05"  # exact arithmetic, bitstream version 1
+    "b44635f5bf2c1b1639f71480dac75b4de849"  # klt-imgfocus-vits14-block6: b446 is 11, 12, 20 in base 40, "klt"
+    "2281028003"  # one float16 tensor of two axes, 257 and 384
+    "07"  # seven bytes of state
+    "4205"  # klt, five bytes
+    "088003"  # qp_eighths 192
+    "100c"  # token_width 12
+    "000102030405060708090a0b0c0d0e0f"  # payload
+)
+
+
+def klt_unit(
+    shape: tuple[int, ...] = (1, 257, 384),
+    codec_id: str = "klt-imgfocus-vits14-block6",
+    payload: bytes = PAYLOAD,
+    **state: int,
+) -> CodedUnit:
+    return CodedUnit.build(
+        codec_id=codec_id,
+        bitstream_version=1,
+        fingerprint=bytes.fromhex("0123456789abcdef"),
+        arithmetic=pb.ARITHMETIC_EXACT,
+        tensors=[spec_of(np.zeros(shape, np.float16))],
+        kind="klt",
+        pstate={"qp_eighths": 192, **state},
+        strings=[payload],
+    )
+
+
+def two_tensor_unit() -> CodedUnit:
+    return CodedUnit.build(
+        codec_id="vit_union_ctx.v2",
+        bitstream_version=63,
+        fingerprint=b"\xff" * 8,
+        arithmetic=pb.ARITHMETIC_FLOAT32,
+        tensors=[spec_of(np.zeros((2, 5, 3), np.float32), "h"), spec_of(np.zeros(300, np.int8), "h_2")],
+        kind="vit_union",
+        pstate={"y_shape": (4, 300), "z_shape": (1, 1), "prefix_tokens": 0},
+        strings=[b"abc", b"", b"defg"],
+        ctx_hash=b"context!",
+    )
+
+
+UNITS = {"klt": klt_unit(), "two tensors": two_tensor_unit(), "empty payload": klt_unit(payload=b"")}
+
+
+def with_checksum(data: bytes) -> bytes:
+    """What a forger would do: damaged bytes under a checksum that fits."""
+    crc = zlib.crc32(data[7:], zlib.crc32(data[:3]))
+    return data[:3] + crc.to_bytes(4, "little") + data[7:]
+
+
+def test_golden_bytes():
+    assert klt_unit((257, 384), token_width=12).to_bytes().hex() == GOLDEN.hex()
+    assert CodedUnit.from_bytes(GOLDEN) == klt_unit((257, 384), token_width=12)
+
+
+@pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
+def test_round_trip(unit, tmp_path):
+    again = CodedUnit.from_bytes(unit.to_bytes())
+    assert again == unit
+    assert again.strings == unit.strings
+    assert again.pstate == unit.pstate
+    assert again.to_bytes() == unit.to_bytes()
+    unit.save(tmp_path / "unit.mpc")
+    assert CodedUnit.load(tmp_path / "unit.mpc") == unit
+    assert unit.nbytes == (tmp_path / "unit.mpc").stat().st_size
+
+
+@pytest.mark.parametrize("state", [{}, {"token_width": 12}], ids=["own grid", "another grid"])
+@pytest.mark.parametrize("shape", [(257, 384), (1, 257, 384)])
+@pytest.mark.parametrize("codec_id", ["klt-imgfocus-vits14-block6", "klt-imgfocus-vits14-final"])
+def test_a_klt_unit_costs_at_most_48_bytes_beyond_its_payload(shape, state, codec_id):
+    unit = klt_unit(shape, codec_id, **state)
+    assert unit.nbytes - len(unit.payload) <= 48
+    assert unit.bpfp == 8 * unit.nbytes / (257 * 384)
+
+
+@pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
+def test_every_flipped_bit_is_noticed(unit):
+    data = unit.to_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptUnitError):
+            CodedUnit.from_bytes(bytes(flipped))
+
+
+@pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
+def test_every_truncation_and_extension_is_noticed(unit):
+    data = unit.to_bytes()
+    for size in range(len(data)):
+        with pytest.raises(CorruptUnitError):
+            CodedUnit.from_bytes(data[:size])
+    for byte in range(256):
+        with pytest.raises(CorruptUnitError):
+            CodedUnit.from_bytes(data + bytes([byte]))
+    for more in range(1, 64):
+        with pytest.raises(CorruptUnitError):
+            CodedUnit.from_bytes(data + bytes(more))
+        with pytest.raises(CorruptUnitError):
+            CodedUnit.from_bytes(data + data[:more])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_no_unit(data):
+    for candidate in (data, b"MP\xc1" + data, with_checksum(b"MP\xc1" + bytes(4) + data)):
+        try:
+            unit = CodedUnit.from_bytes(candidate)
+        except CorruptUnitError:
+            continue
+        assert CodedUnit.from_bytes(unit.to_bytes()) == unit
+
+
+@settings(max_examples=600, deadline=None)
+@given(name=st.sampled_from(sorted(UNITS)), seed=st.integers(0, 2**32), edits=st.integers(1, 6))
+def test_forged_files_are_refused_or_are_units(name, seed, edits):
+    """Edits under a checksum that fits reach the parser behind it."""
+    chance = random.Random(seed)
+    data = bytearray(UNITS[name].to_bytes())
+    for _ in range(edits):
+        place = chance.randrange(3, len(data))
+        match chance.randrange(3):
+            case 0:
+                data[place] = chance.randrange(256)
+            case 1:
+                del data[place]
+            case _:
+                data.insert(place, chance.randrange(256))
+    try:
+        unit = CodedUnit.from_bytes(with_checksum(bytes(data)))
+    except CorruptUnitError:
+        return
+    assert CodedUnit.from_bytes(unit.to_bytes()) == unit
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 15, 16])
+def test_short_files(size):
+    with pytest.raises(CorruptUnitError):
+        CodedUnit.from_bytes(GOLDEN[:size])
+
+
+def test_other_files_and_newer_formats_say_so():
+    with pytest.raises(CorruptUnitError, match=r"not a \.mpc file"):
+        CodedUnit.from_bytes(b"\x93NUMPY" + bytes(100))
+    with pytest.raises(CorruptUnitError, match="format 2; this reader knows 1"):
+        CodedUnit.from_bytes(with_checksum(GOLDEN[:2] + b"\xc2" + GOLDEN[3:]))
+
+
+def test_a_forged_size_allocates_nothing():
+    head = GOLDEN[:16] + mpc_file._pack_id("klt")
+    for tail in (
+        b"\x22\xff\xff\xff\xff\x07\xff\xff\xff\xff\x07\x00",  # a shape of 2^62 elements
+        b"\x22\x01\x01\xff\xff\xff\xff\x0f",  # a state of 4 GiB
+        b"\x22" + b"\x80" * 20,  # a number without an end
+        b"\x22\x80\x80\x80\x80\x80\x00",
+        b"\x82" * 9,  # nine tensors
+        b"\x02",  # no axes
+        b"\x72",  # seven axes
+    ):
+        with pytest.raises(CorruptUnitError):
+            CodedUnit.from_bytes(with_checksum(head + tail))
+
+
+@pytest.mark.parametrize("codec_id", ["a", "a.b_c-9", "0" * 64, "x" * 62, "x" * 63, "klt-imgfocus-vits14-final"])
+def test_ids_of_every_length(codec_id):
+    assert CodedUnit.from_bytes(klt_unit(codec_id=codec_id).to_bytes()).codec_id == codec_id
+
+
+@pytest.mark.parametrize("codec_id", ["", "A", "-a", ".a", "a b", "ä", "a" * 65, "a\n"])
+def test_ids_that_are_none(codec_id):
+    with pytest.raises(WireError) as caught:
+        klt_unit(codec_id=codec_id)
+    assert caught.value.field == "unit.codec_id"
+
+
+def test_what_the_layout_cannot_hold_is_not_written():
+    header = klt_unit().header
+    for name, value in (("bitstream_version", 64), ("fingerprint", b"short")):
+        changed = pb.CodedUnitHeader()
+        changed.CopyFrom(header)
+        setattr(changed, name, value)
+        with pytest.raises(WireError) as caught:
+            mpc_file.write(changed, PAYLOAD)
+        assert caught.value.field == f"unit.{name}"
+    large = pb.CodedUnitHeader()
+    large.CopyFrom(header)
+    large.stream_bytes.extend([1 << 28] * 300_000)
+    with pytest.raises(WireError, match="state of"):
+        mpc_file.write(large, PAYLOAD)
