@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from mpcompress.errors import InvalidInputError
 from mpcompress.latent_codecs._checks import shape_text
 from mpcompress.latent_codecs._entropy_models import StreamEntropyBottleneck, use_stream_coder
-from mpcompress.latent_codecs._module import EntropyCodedModule, check_quantizer
+from mpcompress.latent_codecs._module import EntropyCodedModule, check_quantizer, single_samples
 from mpcompress.layers import conv, crop, deconv
 from mpcompress.layers._compressai import EntropyBottleneck, HyperLatentCodec, quantize_ste
 
@@ -47,7 +48,7 @@ class HyperCodec(EntropyCodedModule, HyperLatentCodec):
         strings: list[bytes] = []
         params: list[Tensor] = []
         shape: Sequence[int] = ()
-        for sample, *context in zip(*(torch.split(x, 1) for x in (y, *ctx)), strict=True):
+        for sample, *context in single_samples(y, *ctx):
             z = self.h_a(sample, *context)
             shape = z.shape[-2:]
             z_strings, z_hat = self._bottleneck.encode(z)
@@ -58,7 +59,8 @@ class HyperCodec(EntropyCodedModule, HyperLatentCodec):
     def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int], *ctx: Tensor) -> dict[str, Any]:
         """[z_strings] and the (H, W) of z to ``params``."""
         params = []
-        for string, *context in zip(strings[0], *(torch.split(x, 1) for x in ctx), strict=True):
+        contexts = single_samples(*ctx) if ctx else itertools.repeat(())
+        for string, context in zip(strings[0], contexts, strict=False):
             z_hat = self._bottleneck.decompress([string], shape)
             params.append(self.h_s(z_hat, *context))
         return {"params": torch.cat(params)}

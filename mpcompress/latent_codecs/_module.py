@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -75,6 +75,15 @@ def _prepare(module: EntropyModel, state_dict: MutableMapping[str, Any], prefix:
         value, buffer = state_dict.get(prefix + buffer_name), getattr(module, buffer_name, None)
         if isinstance(value, Tensor) and isinstance(buffer, Tensor) and value.shape != buffer.shape:
             setattr(module, buffer_name, torch.empty(value.shape, dtype=buffer.dtype, device=buffer.device))
+
+
+def single_samples(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Sample after sample of tensors (B, ...), each (1, ...) and in memory of its own.
+
+    Math libraries choose their summation order by alignment and strides: only a copy rounds like the sample alone.
+    """
+    for parts in zip(*(torch.split(batch, 1) for batch in batches), strict=True):
+        yield tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from mpcompress.latent_codecs._checks import (
 )
 from mpcompress.latent_codecs._gaussian import space_channel_codec, split_groups
 from mpcompress.latent_codecs._hyper import HyperCodec
-from mpcompress.latent_codecs._module import EntropyCodedModule, full_precision
+from mpcompress.latent_codecs._module import EntropyCodedModule, full_precision, single_samples
 from mpcompress.layers import conv, crop, deconv, pad_to_even, vit_blocks
 from mpcompress.layers.vit import map_to_tokens, tokens_to_map
 
@@ -164,7 +165,7 @@ class VitCodecBase(EntropyCodedModule):
         y_strings: list[list[bytes]] = [[] for _ in range(2 * len(self.groups))]
         z_strings: list[bytes] = []
         with full_precision(h):
-            for sample, *context in zip(*(torch.split(x, 1) for x in (h, *ctx_)), strict=True):
+            for sample, *context in single_samples(h, *ctx_):
                 y = self._analyse(sample, geometry, *context)
                 side = [pad_to_even(x) for x in self._side(*context)]
                 hyper_out = self.hyper_lc.compress(pad_to_even(y), *side)
@@ -185,12 +186,15 @@ class VitCodecBase(EntropyCodedModule):
         ctx = tuple(x.to(self.post_reg_tokens) for x in ctx)
         with full_precision(self.post_reg_tokens):
             y_hats = []
-            for b in range(len(strings["z"][0])):
-                side = [pad_to_even(x) for x in self._side(*(x[b : b + 1] for x in ctx))]
-                hyper_out = self.hyper_lc.decompress([[strings["z"][0][b]]], geometry.z, *side)
+            contexts = single_samples(*ctx) if ctx else itertools.repeat(())
+            for (z_string, *y_row), context in zip(
+                zip(*strings["z"], *strings["y"], strict=True), contexts, strict=False
+            ):
+                side = [pad_to_even(x) for x in self._side(*context)]
+                hyper_out = self.hyper_lc.decompress([[z_string]], geometry.z, *side)
                 params = crop(hyper_out["params"], geometry.y)
-                y_strings = [[row[b]] for row in strings["y"]]
-                y_hats.append(self.y_lc.decompress(y_strings, geometry.y_shapes(self.groups), params)["y_hat"])
+                y_out = self.y_lc.decompress([[s] for s in y_row], geometry.y_shapes(self.groups), params)
+                y_hats.append(y_out["y_hat"])
             return self._synthesis(torch.cat(y_hats), geometry, *ctx)
 
     def _open(self, strings: Any, pstate: Mapping[str, Any]) -> tuple[int, VitGeometry]:

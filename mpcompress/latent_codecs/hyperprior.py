@@ -23,7 +23,7 @@ from mpcompress.latent_codecs._entropy_models import (
     StreamGaussianConditional,
     use_stream_coder,
 )
-from mpcompress.latent_codecs._module import EntropyCodedModule, full_precision
+from mpcompress.latent_codecs._module import EntropyCodedModule, full_precision, single_samples
 from mpcompress.layers import conv, crop, deconv
 from mpcompress.layers._compressai import ScaleHyperprior
 
@@ -111,7 +111,7 @@ class FeatureScaleHyperprior(EntropyCodedModule, ScaleHyperprior):
         strings: list[list[bytes]] = [[], []]
         shape: Sequence[int] = ()
         with full_precision(x):
-            for sample in torch.split(x, 1):
+            for (sample,) in single_samples(x):
                 y = self.g_a(sample)
                 z = self.h_a(torch.abs(y))
                 shape = z.shape[-2:]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mpcompress.errors import InvalidInputError
+from mpcompress.errors import CorruptBitstreamError, InvalidInputError
 from mpcompress.latent_codecs._checks import (
     check_finite,
     check_mapping,
@@ -20,7 +20,7 @@ from mpcompress.latent_codecs._checks import (
 from mpcompress.latent_codecs._entropy_models import StreamEntropyBottleneck, use_stream_coder
 from mpcompress.latent_codecs._gaussian import GaussianLatentCodec
 from mpcompress.latent_codecs._hyper import HyperCodec, SmallContextAnalysis, SmallContextSynthesis
-from mpcompress.latent_codecs._module import EntropyCodedModule
+from mpcompress.latent_codecs._module import EntropyCodedModule, single_samples
 from mpcompress.layers._compressai import EntropyBottleneck, HyperpriorLatentCodec, LatentCodec, conv
 
 
@@ -167,7 +167,7 @@ class HyperpriorLatentCodecWithCtx(EntropyCodedModule, HyperpriorLatentCodec):
         check_finite(ctx, "ctx")
         strings: list[list[bytes]] = []
         y_hats, shape = [], {}
-        for sample, context in zip(torch.split(y, 1), torch.split(ctx, 1), strict=True):
+        for sample, context in single_samples(y, ctx):
             hyper_out = self["hyper"].compress(sample, context)
             y_out = self["y"].compress(sample, hyper_out["params"])
             rows = [*y_out["strings"], *hyper_out["strings"]]
@@ -199,10 +199,15 @@ class HyperpriorLatentCodecWithCtx(EntropyCodedModule, HyperpriorLatentCodec):
             raise InvalidInputError(f"{samples} strings with ctx of shape {shape_text(ctx.shape)}", field="ctx")
         y_shape = _as_tuples(shape["y"])
         y_hats = []
-        for b, context in enumerate(torch.split(ctx, 1)):
+        for b, (context,) in enumerate(single_samples(ctx)):
             *y_strings, z_strings = ([row[b]] for row in strings)
             hyper_out = self["hyper"].decompress([z_strings], shape["hyper"], context)
-            y_hats.append(self["y"].decompress(y_strings, y_shape, hyper_out["params"])["y_hat"])
+            params = hyper_out["params"]
+            if any(tuple(part[-2:]) != tuple(params.shape[-2:]) for part in _parts(y_shape)):
+                raise CorruptBitstreamError(
+                    f"shape.y {y_shape} with params of {shape_text(params.shape)}", field="shape.y"
+                )
+            y_hats.append(self["y"].decompress(y_strings, y_shape, params)["y_hat"])
         return {"y_hat": torch.cat(y_hats)}
 
 
@@ -213,6 +218,10 @@ def _check_batch(y: Tensor, ctx: Tensor) -> None:
         raise InvalidInputError(
             f"y of shape {shape_text(y.shape)} and ctx of shape {shape_text(ctx.shape)} differ in batch", field="ctx"
         )
+
+
+def _parts(shape: Any) -> Sequence[tuple[int, ...]]:
+    return shape if isinstance(shape, list) else [shape]
 
 
 def _as_tuples(shape: Any) -> Any:
