@@ -1,0 +1,122 @@
+"""The command `mpcompress-server`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mpcompress_server.settings import Settings, SettingsError, load_settings
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_MAX_DEFAULT_THREADS = 4
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mpcompress", prog_name="mpcompress-server")
+def main() -> None:
+    """Compress and decompress feature tensors over gRPC."""
+
+
+@main.command()
+@click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML file; without it every shipped codec."
+)
+@click.option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one. [127.0.0.1:50051]")
+@click.option("--grace", "grace_s", type=float, metavar="SECONDS", help="Time for unfinished items at the end. [30]")
+@click.option(
+    "--port-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write HOST:PORT here as soon as the server serves.",
+)
+@click.option("--log-format", type=click.Choice(["json", "console"]), default="console", show_default=True)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+def serve(
+    config: Path | None,
+    listen: str | None,
+    grace_s: float | None,
+    port_file: Path | None,
+    log_format: Any,
+    log_level: str,
+) -> None:
+    r"""Serve codecs until SIGTERM or Ctrl-C.
+
+    \b
+    Examples:
+      mpcompress-server serve
+      mpcompress-server serve --listen 0.0.0.0:50051 --log-format json
+      mpcompress-server serve --config server.toml --port-file /run/mpcompress.port
+    """
+    try:
+        settings = load_settings(config, listen=listen, grace_s=grace_s)
+    except SettingsError as error:
+        _fail(error)
+    _limit_numeric_threads(settings)
+    # Only now: numpy reads these variables when it is imported.
+    from mpcompress_server import logs
+    from mpcompress_server.app import ListenError
+
+    logs.configure(log_format, log_level)
+    try:
+        asyncio.run(_serve(settings, port_file))
+    except (SettingsError, ListenError) as error:
+        _fail(error)
+
+
+async def _serve(settings: Settings, port_file: Path | None) -> None:
+    from mpcompress_server.app import Server
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    server = Server(settings)
+    starting = asyncio.create_task(server.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if not starting.done():
+            starting.cancel()
+            with suppress(asyncio.CancelledError):
+                await starting
+            return
+        await starting
+        if port_file is not None:
+            _write_whole(port_file, server.address + "\n")
+        await stopping
+        await server.stop()
+    finally:
+        stopping.cancel()
+        if port_file is not None:
+            port_file.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file that readers see complete or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    Path(name).replace(path)
+
+
+def _limit_numeric_threads(settings: Settings) -> None:
+    """Keeps codecs that run side by side from starting a thread per core each. Variables that are set win."""
+    instances = sum(entry.instances for entry in settings.codecs) if settings.codecs else 1
+    count = settings.executors.numeric_threads
+    count = count or max(1, min(_MAX_DEFAULT_THREADS, (os.cpu_count() or 1) // max(1, instances)))
+    for name in _THREAD_VARIABLES:
+        os.environ.setdefault(name, str(count))
+
+
+def _fail(error: Exception) -> Any:
+    click.echo(f"mpcompress-server: {error}", err=True)
+    sys.exit(2)

@@ -1,0 +1,181 @@
+"""The codecs of one server: loaded from the settings, found by id or by fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from mpcompress import registry
+from mpcompress.codec import FeatureCodec
+from mpcompress.errors import (
+    CodecFileError,
+    CodecMismatchError,
+    CodecUnavailableError,
+    MpcompressError,
+    UnknownCodecError,
+)
+from mpcompress.registry import CodecSpec
+from mpcompress_proto.v1 import compression_pb2 as pb
+from mpcompress_server.settings import CodecEntry, Settings, SettingsError
+
+_log = structlog.get_logger("mpcompress_server.codecs")
+
+
+@dataclass(kw_only=True)
+class LoadedCodec:
+    """A codec of the settings, whether it can run or not.
+
+    Attributes:
+        entry: what the settings say.
+        spec: what the registry loads.
+        codec: metadata and checks; also the first thread instance. None when it did not load.
+        unavailable: why it cannot run, in words fit for a client; "" when it can.
+        file_bytes: size of its codec file; 0: none.
+        file_sha256: 32 bytes of that file's hash.
+    """
+
+    entry: CodecEntry
+    spec: CodecSpec | None = None
+    codec: FeatureCodec | None = None
+    unavailable: str = ""
+    file_bytes: int = 0
+    file_sha256: bytes = field(default=b"", repr=False)
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self.entry.id
+
+    def ready(self) -> FeatureCodec:
+        """The codec. Raises CodecUnavailableError with the reason when it cannot run."""
+        if self.unavailable or self.codec is None:
+            raise CodecUnavailableError(f"codec {self.id} is not available: {self.unavailable}", field="codec_id")
+        return self.codec
+
+
+class CodecSet:
+    """All codecs of a server. What the settings name twice or misspell never gets here."""
+
+    def __init__(self, codecs: Sequence[LoadedCodec]) -> None:
+        self._by_id = {loaded.id: loaded for loaded in sorted(codecs, key=lambda loaded: loaded.id)}
+
+    def __iter__(self) -> Iterator[LoadedCodec]:
+        return iter(self._by_id.values())
+
+    def find(self, codec_id: str) -> LoadedCodec:
+        """The codec of that id. Raises UnknownCodecError."""
+        if codec_id not in self._by_id:
+            raise UnknownCodecError(
+                f"this server has no codec {_quoted(codec_id)}; ListCodecs names those it has", field="codec_id"
+            )
+        return self._by_id[codec_id]
+
+    def find_for_unit(self, header: pb.CodedUnitHeader) -> LoadedCodec:
+        """The codec that decodes a unit: that of its fingerprint, whatever its id is here.
+
+        Raises:
+            UnknownCodecError: neither id nor fingerprint is known.
+            CodecMismatchError: the id is known, with another fingerprint or bitstream version.
+        """
+        named = self._by_id.get(header.codec_id)
+        same = [
+            loaded for loaded in self._by_id.values() if loaded.codec and loaded.codec.fingerprint == header.fingerprint
+        ]
+        wanted = header.fingerprint.hex()
+        if not same:
+            if named is None:
+                raise UnknownCodecError(
+                    f"this server has no codec {_quoted(header.codec_id)} and none of fingerprint {wanted}",
+                    field="unit.codec_id",
+                )
+            here = named.ready().fingerprint.hex()
+            raise CodecMismatchError(
+                f"the unit needs {named.id} with fingerprint {wanted}; this server has {here}",
+                field="unit.fingerprint",
+            )
+        found = named if named is not None and named in same else same[0]
+        version = found.ready().bitstream_version
+        if version != header.bitstream_version:
+            raise CodecMismatchError(
+                f"the unit has bitstream version {header.bitstream_version}; this server reads {version}",
+                field="unit.bitstream_version",
+            )
+        return found
+
+
+def import_plugins(names: Sequence[str]) -> None:
+    """Imports the modules that register further families. Raises SettingsError naming the one that cannot be."""
+    for index, name in enumerate(names):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise SettingsError(f"plugins[{index}]: cannot import {name!r}: {error}") from error
+
+
+def load_codecs(settings: Settings) -> CodecSet:
+    """Loads every codec of the settings; takes as long as its weights are large.
+
+    A codec whose file or dependency is missing is there, but unavailable.
+
+    Raises:
+        SettingsError: an entry that names no known family or shipped codec.
+    """
+    import_plugins(settings.plugins)
+    if settings.codecs is None:
+        entries: list[CodecEntry] = [CodecEntry(id=codec_id) for codec_id in registry.preset_ids()]
+    else:
+        entries = list(settings.codecs)
+    return CodecSet([_load(entry, f"codecs[{index}]") for index, entry in enumerate(entries)])
+
+
+def _load(entry: CodecEntry, key: str) -> LoadedCodec:
+    loaded = LoadedCodec(entry=entry)
+    try:
+        loaded.spec = _spec(entry, key)
+        codec = registry.load(loaded.spec)
+        content = codec.codec_file()
+    except SettingsError:
+        raise
+    except Exception as error:
+        give_up(loaded, error)
+        return loaded
+    loaded.codec = codec
+    if content:
+        loaded.file_bytes, loaded.file_sha256 = len(content), hashlib.sha256(content).digest()
+    return loaded
+
+
+def give_up(loaded: LoadedCodec, error: Exception) -> None:
+    """Marks a codec as unavailable. The client learns what it can use; paths and tracebacks stay in the log."""
+    if isinstance(error, CodecUnavailableError):
+        loaded.unavailable = error.message
+    elif isinstance(error, ImportError):
+        loaded.unavailable = f"the server lacks the Python package {error.name or 'that it needs'}"
+    elif isinstance(error, CodecFileError):
+        loaded.unavailable = "its codec file cannot be loaded; the server's log says why"
+    else:
+        loaded.unavailable = "it failed to start; the server's log says why"
+    known = isinstance(error, (MpcompressError, ImportError))
+    _log.warning("codec unavailable", codec=loaded.id, error=str(error), exc_info=None if known else error)
+
+
+def _spec(entry: CodecEntry, key: str) -> CodecSpec:
+    if entry.family is not None:
+        try:
+            return CodecSpec(id=entry.id, family=entry.family, weights=entry.weights, options=entry.options)
+        except CodecFileError as error:
+            raise SettingsError(f"{key}.{error.field or 'family'}: {error.message}") from error
+    try:
+        shipped = registry.preset(entry.id)
+    except UnknownCodecError as error:
+        raise SettingsError(f"{key}.id: {error.message}") from error
+    options = {**shipped.options, **entry.options}
+    return CodecSpec(id=entry.id, family=shipped.family, weights=shipped.weights, options=options)
+
+
+def _quoted(codec_id: str) -> str:
+    return repr(codec_id[:64])

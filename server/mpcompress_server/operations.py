@@ -1,0 +1,265 @@
+"""What Compress and Decompress do differently; everything about streams and items that they share is elsewhere.
+
+An operation turns a header into a `Plan`: every check that needs no bytes, how many bytes come, what they become and
+how the result travels back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from google.rpc import status_pb2
+
+from mpcompress.codec import Array, Coded, FeatureCodec, TensorPort, TensorSpec
+from mpcompress.errors import InvalidInputError
+from mpcompress_proto.coded_unit import CodedUnit, check_header, check_payload, split_payload
+from mpcompress_proto.errors import WireError
+from mpcompress_proto.tensors import MAX_INLINE_BYTES, array_from, check_specs, dtype_of, pieces, wire_view
+from mpcompress_proto.v1 import compression_pb2 as pb
+from mpcompress_server import messages as convert
+from mpcompress_server.codecs import LoadedCodec
+from mpcompress_server.errors import ItemTooLargeError
+from mpcompress_server.routing import Router
+from mpcompress_server.scheduler import CompressWork, DecompressWork, Finished
+from mpcompress_server.settings import Limits
+
+Work = CompressWork | DecompressWork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A result on its way back: how many bytes it holds, and its messages, made one by one."""
+
+    nbytes: int
+    messages: Iterator[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a checked header asks for.
+
+    Args:
+        loaded: the codec that does it.
+        sizes: bytes of each part that the client sends.
+        result_bytes: most bytes that the result takes.
+        work: makes the work of the parts' buffers; raises WireError for bytes that cannot be right.
+        answer: makes the answer of what the codec gave.
+    """
+
+    loaded: LoadedCodec
+    sizes: list[int]
+    result_bytes: int
+    work: Callable[[list[Array]], Work]
+    answer: Callable[[Finished], Answer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A chunk of either RPC. `part` counts in the order in which an item's parts travel."""
+
+    item_id: int
+    part: int
+    offset: int
+    data: bytes
+    field: str
+
+
+class Operation(Protocol):
+    """One of the two RPCs."""
+
+    name: str
+    request: type[Any]
+    response: type[Any]
+
+    def plan(self, header: Any) -> Plan:
+        """Checks a header; allocates nothing. Raises what the error table knows."""
+
+    def piece(self, kind: str, chunk: Any) -> Piece:
+        """The chunk in a request's oneof member `kind`."""
+
+
+class CompressOperation:
+    """Tensors in, a unit out."""
+
+    name = "compress"
+    request = pb.CompressRequest
+    response = pb.CompressResponse
+
+    def __init__(self, router: Router, limits: Limits) -> None:
+        self._router = router
+        self._limits = limits
+
+    def plan(self, header: pb.CompressHeader) -> Plan:
+        """Checks the specs, finds the codec and lets it resolve the parameters."""
+        if not header.tensors:
+            raise WireError("an item has at least one tensor", field="tensors")
+        sizes = check_specs(header.tensors, "tensors")
+        _check_room(sum(sizes), self._limits, "tensors")
+        loaded = self._router.for_compress(header.codec_id).loaded
+        codec = loaded.ready()
+        specs = convert.specs_of(header.tensors)
+        _check_names(specs, codec.inputs, "tensors")
+        params = codec.resolve(specs, convert.params_of(header.params, codec))
+        wanted = [spec for spec in specs if spec.name == codec.inputs[0].name]
+        item_id = header.item_id
+
+        def work(buffers: list[Array]) -> CompressWork:
+            return CompressWork(tensors=_arrays(buffers, specs), params=params)
+
+        def answer(finished: Finished) -> Answer:
+            assert isinstance(finished.outcome, Coded)
+            unit = _unit(codec, wanted, finished.outcome, finished.coding_s)
+            return Answer(nbytes=len(unit.payload), messages=_compressed(item_id, unit))
+
+        # No codec gives more than its features as they came, but for the few bytes that every item has anyway.
+        result_bytes = sum(convert.nbytes(spec) for spec in wanted)
+        return Plan(loaded=loaded, sizes=sizes, result_bytes=result_bytes, work=work, answer=answer)
+
+    def piece(self, kind: str, chunk: pb.TensorChunk) -> Piece:
+        """A tensor's bytes."""
+        return Piece(
+            item_id=chunk.item_id, part=chunk.tensor_index, offset=chunk.offset, data=chunk.data, field="chunk"
+        )
+
+
+class DecompressOperation:
+    """A unit in, tensors out."""
+
+    name = "decompress"
+    request = pb.DecompressRequest
+    response = pb.DecompressResponse
+
+    def __init__(self, router: Router, limits: Limits) -> None:
+        self._router = router
+        self._limits = limits
+
+    def plan(self, header: pb.DecompressHeader) -> Plan:
+        """Checks the unit's header, finds its codec and asks it what the unit will decode to."""
+        if not header.HasField("unit"):
+            raise WireError("no unit", field="unit")
+        unit = pb.CodedUnitHeader()
+        unit.CopyFrom(header.unit)
+        check_header(unit)
+        sizes = [unit.payload_bytes, *check_specs(header.tensors, "tensors")]
+        _check_room(sum(sizes), self._limits, "unit.payload_bytes")
+        loaded = self._router.for_unit(unit).loaded
+        codec = loaded.ready()
+        if unit.WhichOneof("pstate") != codec.pstate_kind:
+            raise WireError(f"codec {codec.id} has a state of kind {codec.pstate_kind}", field="unit.pstate")
+        context = convert.specs_of(header.tensors)
+        _check_names(context, codec.inputs[1:], "tensors")
+        outputs = _wanted(codec.check_unit(convert.unit_outline(unit, context)), header.output_dtype)
+        result_bytes = sum(convert.nbytes(spec) for spec in outputs)
+        _check_room(result_bytes, self._limits, "unit.tensors")
+        item_id = header.item_id
+
+        def work(buffers: list[Array]) -> DecompressWork:
+            payload = buffers[0].tobytes()
+            check_payload(unit, payload)
+            arrays = _arrays(buffers[1:], context)
+            return DecompressWork(unit=convert.unit_of(unit, split_payload(unit, payload), arrays), outputs=outputs)
+
+        def answer(finished: Finished) -> Answer:
+            assert isinstance(finished.outcome, dict)
+            arrays = [finished.outcome[spec.name] for spec in outputs]
+            return Answer(nbytes=result_bytes, messages=_decompressed(item_id, outputs, arrays, finished.coding_s))
+
+        return Plan(loaded=loaded, sizes=sizes, result_bytes=result_bytes, work=work, answer=answer)
+
+    def piece(self, kind: str, chunk: Any) -> Piece:
+        """The payload's bytes, which come first, or a context tensor's."""
+        part = 0 if kind == "payload" else 1 + chunk.tensor_index
+        return Piece(item_id=chunk.item_id, part=part, offset=chunk.offset, data=chunk.data, field=kind)
+
+
+def _check_room(nbytes: int, limits: Limits, field: str) -> None:
+    if nbytes > limits.max_item_bytes:
+        raise ItemTooLargeError(
+            f"the item takes {nbytes} bytes; this server takes {limits.max_item_bytes} (ServerLimits.max_item_bytes)",
+            field=field,
+        )
+
+
+def _check_names(specs: Sequence[TensorSpec], ports: Sequence[TensorPort], field: str) -> None:
+    names, known = [spec.name for spec in specs], [port.name for port in ports]
+    for index, name in enumerate(names):
+        if name not in known:
+            takes = ", ".join(known) or "none"
+            raise InvalidInputError(
+                f"no tensor {name!r} here; the codec takes: {takes}", field=f"{field}[{index}].name"
+            )
+    for name in known:
+        if name not in names:
+            raise InvalidInputError(f"the codec needs a tensor {name!r}", field=field)
+
+
+def _arrays(buffers: Sequence[Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    arrays = {}
+    for buffer, spec in zip(buffers, specs, strict=True):
+        array = array_from(buffer, convert.spec_message(spec))
+        # The second tensor of an inline item may start anywhere; compiled kernels want aligned memory.
+        arrays[spec.name] = np.require(array, requirements=["A"])
+    return arrays
+
+
+def _wanted(outputs: Sequence[TensorSpec], dtype: pb.DataType.ValueType) -> tuple[TensorSpec, ...]:
+    """The outputs in the dtype that the client wants; integers never become anything else, nor floats integers."""
+    if dtype == pb.DATA_TYPE_UNSPECIFIED:
+        return tuple(outputs)
+    name = dtype_of(dtype, "output_dtype").name
+    for spec in outputs:
+        if spec.dtype != name and ("int" in spec.dtype or "int" in name):
+            raise InvalidInputError(f"{spec.name} is {spec.dtype} and cannot be sent as {name}", field="output_dtype")
+    return tuple(TensorSpec(name=spec.name, dtype=name, shape=spec.shape) for spec in outputs)
+
+
+def _unit(codec: FeatureCodec, specs: Sequence[TensorSpec], coded: Coded, coding_s: float) -> CodedUnit:
+    unit = CodedUnit.build(
+        codec_id=codec.id,
+        bitstream_version=codec.bitstream_version,
+        fingerprint=codec.fingerprint,
+        arithmetic=convert.ARITHMETIC[codec.arithmetic],
+        tensors=[convert.spec_message(spec) for spec in specs],
+        kind=codec.pstate_kind,
+        pstate=coded.pstate,
+        strings=coded.strings,
+        ctx_hash=coded.ctx_hash,
+        report=pb.CodingReport(),
+    )
+    assert unit.report is not None
+    unit.report.CopyFrom(convert.report_message(coded.report, unit.bpfp, coding_s))
+    return unit
+
+
+def _compressed(item_id: int, unit: CodedUnit) -> Iterator[pb.CompressResponse]:
+    inline = len(unit.payload) <= MAX_INLINE_BYTES
+    item = pb.CompressedItem(unit=unit.header, inline_payload=unit.payload if inline else b"", report=unit.report)
+    yield pb.CompressResponse(item_id=item_id, result=item)
+    if not inline:
+        for _, offset, data in pieces([memoryview(unit.payload)]):
+            yield pb.CompressResponse(item_id=item_id, chunk=pb.PayloadChunk(item_id=item_id, offset=offset, data=data))
+
+
+def _decompressed(
+    item_id: int, specs: Sequence[TensorSpec], arrays: Sequence[Array], coding_s: float
+) -> Iterator[pb.DecompressResponse]:
+    views = [wire_view(array) for array in arrays]
+    inline = sum(len(view) for view in views) <= MAX_INLINE_BYTES
+    item = pb.DecompressedItem(
+        tensors=[convert.spec_message(spec) for spec in specs],
+        inline_data=b"".join(views) if inline else b"",
+        coding_time=convert.duration(coding_s),
+    )
+    yield pb.DecompressResponse(item_id=item_id, result=item)
+    if not inline:
+        for index, offset, data in pieces(views):
+            chunk = pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset, data=data)
+            yield pb.DecompressResponse(item_id=item_id, chunk=chunk)
+
+
+def error_response(operation: Operation, item_id: int, status: status_pb2.Status) -> Any:
+    """The final event of an item that failed."""
+    return operation.response(item_id=item_id, error=status)

@@ -1,0 +1,189 @@
+"""The four RPCs, bound by hand: a message that cannot be parsed must end its stream with a status that says so."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+import mpcompress
+from mpcompress.errors import CodecFileError, CodecMismatchError
+from mpcompress_proto.tensors import MAX_CHUNK_BYTES
+from mpcompress_proto.v1 import compression_pb2 as pb
+from mpcompress_server import messages as convert
+from mpcompress_server.errors import INTERNAL, ProtocolError, ServerError, StreamError, abort, rule_of
+from mpcompress_server.operations import CompressOperation, DecompressOperation, Operation
+from mpcompress_server.reservation import ByteBudget
+from mpcompress_server.routing import Router
+from mpcompress_server.scheduler import Scheduler
+from mpcompress_server.settings import Limits
+from mpcompress_server.stream import Stream
+
+SERVICE = "mpcompress.v1.CompressionService"
+MAX_MESSAGE_BYTES = 4 << 20
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,64}")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Servicer:
+    """Holds what all calls share.
+
+    Args:
+        router: finds codecs.
+        limits: of the server.
+        scheduler: runs complete items.
+    """
+
+    def __init__(self, *, router: Router, limits: Limits, scheduler: Scheduler) -> None:
+        self.budget = ByteBudget(limits.max_inflight_bytes)
+        self._router = router
+        self._limits = limits
+        self._scheduler = scheduler
+        self._streams: set[Stream] = set()
+        self._background: set[asyncio.Task[None]] = set()
+        self._draining_s: float | None = None
+
+    def drain(self, grace_s: float) -> None:
+        """Tells every stream to finish what it has."""
+        self._draining_s = grace_s
+        for stream in list(self._streams):
+            stream.drain(grace_s)
+
+    async def settle(self) -> None:
+        """Waits for work whose call has ended."""
+        while self._background:
+            await asyncio.wait(set(self._background))
+
+    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The RPCs, for `grpc.aio.Server.add_generic_rpc_handlers`."""
+        compress = CompressOperation(self._router, self._limits)
+        decompress = DecompressOperation(self._router, self._limits)
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Compress": _stream_handler(compress, self._serve),
+                "Decompress": _stream_handler(decompress, self._serve),
+                "ListCodecs": grpc.unary_unary_rpc_method_handler(
+                    self._list_codecs,
+                    request_deserializer=_reader(pb.ListCodecsRequest),
+                    response_serializer=pb.ListCodecsResponse.SerializeToString,
+                ),
+                "GetCodecFile": grpc.unary_stream_rpc_method_handler(
+                    self._get_codec_file,
+                    request_deserializer=_reader(pb.GetCodecFileRequest),
+                    response_serializer=pb.GetCodecFileResponse.SerializeToString,
+                ),
+            },
+        )
+
+    async def _serve(self, operation: Operation, context: Context) -> None:
+        request_id = _request_id(context)
+        stream = Stream(
+            operation=operation,
+            limits=self._limits,
+            budget=self.budget,
+            scheduler=self._scheduler,
+            request_id=request_id,
+            background=self._background,
+        )
+        self._streams.add(stream)
+        try:
+            if self._draining_s is not None:
+                stream.drain(self._draining_s)
+            await stream.run(context)
+        except StreamError as error:
+            await abort(context, error, request_id)
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            structlog.get_logger("mpcompress_server").error("call failed", request_id=request_id, exc_info=error)
+            await abort(context, error, request_id)
+        finally:
+            self._streams.discard(stream)
+
+    async def _list_codecs(
+        self, request: pb.ListCodecsRequest | ServerError, context: Context
+    ) -> pb.ListCodecsResponse:
+        if isinstance(request, ServerError):
+            await abort(context, request, _request_id(context))
+        return pb.ListCodecsResponse(
+            codecs=[convert.codec_info(loaded) for loaded in self._router.codecs],
+            limits=convert.limits_message(self._limits),
+            server_version=mpcompress.__version__,
+        )
+
+    async def _get_codec_file(self, request: pb.GetCodecFileRequest | ServerError, context: Context) -> None:
+        request_id = _request_id(context)
+        try:
+            if isinstance(request, ServerError):
+                raise request
+            await self._send_codec_file(request, context)
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            if rule_of(error) is INTERNAL:
+                structlog.get_logger("mpcompress_server").error("call failed", request_id=request_id, exc_info=error)
+            await abort(context, error, request_id)
+
+    async def _send_codec_file(self, request: pb.GetCodecFileRequest, context: Context) -> None:
+        codec = self._router.for_compress(request.codec_id).loaded.ready()
+        if request.fingerprint and request.fingerprint != codec.fingerprint:
+            raise CodecMismatchError(
+                f"codec {codec.id} has fingerprint {codec.fingerprint.hex()} here", field="fingerprint"
+            )
+        content = await asyncio.to_thread(codec.codec_file)
+        if not content:
+            raise CodecFileError(f"codec {codec.id} runs on a server only: it has no file", field="codec_id")
+        header = pb.CodecFileHeader(
+            codec_id=request.codec_id,
+            fingerprint=codec.fingerprint,
+            size_bytes=len(content),
+            sha256=hashlib.sha256(content).digest(),
+            file_name=f"{request.codec_id}.safetensors",
+        )
+        await context.write(pb.GetCodecFileResponse(header=header))
+        for start in range(0, len(content), MAX_CHUNK_BYTES):
+            await context.write(pb.GetCodecFileResponse(data=content[start : start + MAX_CHUNK_BYTES]))
+
+
+def _stream_handler(
+    operation: Operation, serve: Callable[[Operation, Context], Any]
+) -> grpc.RpcMethodHandler[Any, Any]:
+    async def handle(_requests: Any, context: Context) -> None:
+        await serve(operation, context)
+
+    return grpc.stream_stream_rpc_method_handler(
+        handle,
+        request_deserializer=_reader(operation.request),
+        response_serializer=operation.response.SerializeToString,
+    )
+
+
+def _reader(message: type[Any]) -> Callable[[bytes], Any]:
+    """Parses requests. What cannot be parsed becomes the error to answer with: raising here would lose the reason."""
+
+    def read(data: bytes) -> Any:
+        if len(data) > MAX_MESSAGE_BYTES:
+            return ProtocolError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES}", field="message")
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return ProtocolError(f"not a {message.DESCRIPTOR.name}", field="message")
+
+    return read
+
+
+def _request_id(context: Context) -> str:
+    """The caller's x-request-id when it is harmless in a log, else a fresh one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "x-request-id" and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+            return value
+    return uuid.uuid4().hex
