@@ -11,7 +11,8 @@ A directory that cannot be written is still read, so a cache prebuilt into a rea
 variable set) works; when nothing can be written, nothing is cached, silently. numba's own locators raise in that case,
 and before 0.68 they compared modification times, which image layers truncate. Here a file's name is the hash of all
 that the machine code depends on: the sources of the kernel and of those it calls, its constants, signature, options,
-CPU, Python and numba. The files are pickles: whoever can write the directory can run code, as with `__pycache__`.
+CPU, Python and numba. A cache for machines with different CPUs needs NUMBA_CPU_NAME=generic when it is made and used.
+The files are pickles: whoever can write the directory can run code, as with `__pycache__`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ stream that no encoder writes for these indexes raises CorruptBitstreamError.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -92,10 +92,11 @@ def decode_many(
     chosen = _indexes(indexes, tables.count)
     if len(strings) != len(chosen):
         raise InvalidInputError(f"{len(strings)} strings with indexes {chosen.shape}", field="strings")
-    sizes = np.array([len(string) for string in strings], np.int64)
-    for i in np.flatnonzero((sizes < 8) | (sizes % 4 != 0))[:1]:
-        raise CorruptBitstreamError(f"{sizes[i]} bytes are no stream", field=f"strings[{i}]")
-    ends = np.cumsum(sizes // 4)
+    sizes = [len(string) for string in strings]
+    for i, size in enumerate(sizes):
+        if size < 8 or size % 4:
+            raise CorruptBitstreamError(f"{size} bytes are no stream", field=f"strings[{i}]")
+    ends = np.array(list(accumulate(sizes)), np.int64) // 4
     words = np.frombuffer(b"".join(strings), "<u4").astype(np.uint32, copy=False)
     out = np.empty(chosen.shape, np.int32)
     bad = _decode(words, ends, chosen, tables.packed, strict, out)

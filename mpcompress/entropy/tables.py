@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,7 @@ class CdfTables:
     """What kernels read: see `pack`."""
 
     def __post_init__(self) -> None:
-        precision = int(self.precision)
+        precision = operator.index(self.precision)
         if not 8 <= precision <= 16:
             raise CodecFileError(f"precision is {precision}, not 8 to 16 bits", field="precision")
         freqs = frozen(self.freqs, np.uint16, "freqs")
