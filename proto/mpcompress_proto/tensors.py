@@ -24,6 +24,7 @@ MAX_SIDE = 2**31 - 1
 MAX_TENSORS = 8
 FEATURES = "h"
 
+_LARGEST_FLOAT16 = 65504.0
 _NAME = re.compile(r"[a-z0-9_]{1,32}")
 
 # One table: enum value, its name without the prefix in lower case, numpy's type.
@@ -117,6 +118,15 @@ def array_from(buffer: Array, spec: pb.TensorSpec) -> Array:
     array = buffer.view(dtype_of(spec.dtype))
     # Inline bytes start anywhere in a message, and compiled code wants aligned elements.
     return (array if array.flags.aligned else array.copy()).reshape(tuple(spec.shape))
+
+
+def cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Converts to another dtype that travels. float16 saturates: a decoded value beyond 65504 is no infinity."""
+    if array.dtype == dtype:
+        return array
+    if dtype == np.float16:
+        array = np.clip(array, -_LARGEST_FLOAT16, _LARGEST_FLOAT16)
+    return array.astype(dtype)
 
 
 def pieces(parts: Sequence[memoryview], limit: int = MAX_CHUNK_BYTES) -> Iterator[tuple[int, int, bytes]]:
