@@ -66,6 +66,9 @@ Loader = Callable[[CodecSpec], FeatureCodec]
 # that need torch cost nothing where none is used.
 _FAMILIES: dict[str, str | Loader] = {
     "klt": "mpcompress.transforms.klt_codec:load",
+    "vtm": "mpcompress.picture.codec:load",
+    "vvenc": "mpcompress.picture.codec:load",
+    "x265": "mpcompress.picture.codec:load",
 }
 
 
