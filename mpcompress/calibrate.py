@@ -42,7 +42,7 @@ UNIT_OVERHEAD_BYTES = 48
 """What a unit costs beside its entropy-coded bytes, at most; counted in every rate reported here."""
 
 QP = QpRange(minimum=0, maximum=384, default=192)
-_PREFIX_QP_OFFSET = -48
+_PREFIX_QP_OFFSET = -96
 _REPORTED_QPS = (96, 144, 192, 240, 288)
 _MAX_HELD_OUT = 64
 # Extra bits against a codec calibrated on 639 tensors at equal error; ViT-S features, 257 x 384.
@@ -128,6 +128,7 @@ def calibrate(
     prefix_tokens: int | None = None,
     token_res: tuple[int, int] | None = None,
     prefix_qp_offset_eighths: int = _PREFIX_QP_OFFSET,
+    held_out: str | Path | Iterable[str | Path | NDArray[Any]] | None = None,
     notes: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> CalibrationResult:
@@ -136,12 +137,13 @@ def calibrate(
     Memory is bounded by the largest tensor, a few C x C matrices and 256 MB of samples, however many tensors there are.
 
     Args:
-        sources: files, folders and arrays; see `open_features`. Every tenth tensor is held out.
+        sources: files, folders and arrays; see `open_features`.
         codec_id: 1 to 64 characters of [a-z0-9._-].
         description: one sentence: which model, which tap, which data.
         prefix_tokens: tokens in front of the patches (CLS, registers); None: none.
         token_res: (H, W) of all tensors; None: sequences of any length.
         prefix_qp_offset_eighths: the prefix tokens' qp less the patches'.
+        held_out: what to measure the report on; None: every tenth tensor of `sources`, which is then not fitted.
         notes: more lines of the model card, by heading: model, tap, pictures, licence.
         progress: called with (done, total, stage).
 
@@ -153,26 +155,33 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="mpcompress-") as spool_name:
         tensors = open_features(sources, spool=Path(spool_name))
         prefix = prefix_tokens or 0
-        _check(tensors, prefix, token_res)
-        held_out = tensors[5::10][:_MAX_HELD_OUT]
-        names = {id(tensor) for tensor in held_out}
-        fitted = [tensor for tensor in tensors if id(tensor) not in names]
+        if held_out is None:
+            _check(tensors, prefix, token_res)
+            tested = tensors[5::10][:_MAX_HELD_OUT]
+            chosen = {id(tensor) for tensor in tested}
+            fitted = [tensor for tensor in tensors if id(tensor) not in chosen]
+        else:
+            fitted, tested = tensors, open_features(held_out, spool=Path(spool_name))
+            _check(fitted, prefix, token_res)
+            _check(fitted + tested, prefix, token_res)
         model = _fit(fitted, codec_id, description, prefix, token_res, prefix_qp_offset_eighths, progress)
-        points, distances = _measure(KltCodec(model), held_out, prefix, progress)
+        points, distances = _measure(KltCodec(model), tested, prefix, progress)
     report = CalibrationReport(
         codec_id=codec_id,
         tensors=len(fitted),
-        held_out=len(held_out),
+        held_out=len(tested),
         channels=model.channels,
         token_res=token_res,
         prefix_tokens=prefix,
         points=points,
-        warnings=tuple(_warnings(tensors, len(fitted), prefix, token_res)),
+        warnings=tuple(_warnings(fitted, len(fitted), prefix, token_res)),
     )
     notes = dict(notes or {})
+    typical = max(float(np.median(distances)), 0.1)
     model = replace(
         model,
-        domain_bound=max(1.5, 1.5 * max(distances)),
+        domain_typical=typical,
+        domain_bound=max(2.0, 1.5 * max(distances) / typical),
         card={**json.loads(json.dumps(asdict(report))), "notes": notes},
     )
     return CalibrationResult(
@@ -236,7 +245,7 @@ def _fit(
     )
     scale_tile = log_scale(scales.tile / scales.tiles)
     scale_dc, scale_shift = fit_smaller_tiles(scale_tile, scales.sample, progress)
-    base = fit_base_step(scales, float(moments.energy.mean()))
+    base = fit_base_step(scales, float(moments.energy.mean() + moments.mean.var()))
     steps = [base + qp for qp in range(QP.minimum, QP.maximum + 1, 48)]
     statistics = row_statistics(scales, steps, prefix_offset, progress)
     return KltModel(
@@ -250,6 +259,7 @@ def _fit(
         prefix_qp_offset_eighths=prefix_offset if prefix else 0,
         qp=QP,
         rounding=ROUNDING,
+        domain_typical=1.0,
         domain_bound=1e9,
         mean=moments.mean.astype(np.float32),
         prefix_mean=moments.prefix_mean.astype(np.float32),

@@ -22,7 +22,7 @@ __all__ = ["FeatureTensor", "open_features"]
 
 Array = NDArray[Any]
 _SUFFIXES = (".npy", ".npz", ".safetensors")
-_SAFETENSORS_DTYPES = {
+_SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -73,7 +73,7 @@ def open_features(
         elif once:
             if spool is None:
                 raise InvalidInputError("an iterator of arrays needs a spool directory", field="sources")
-            path = spool / f"{number:08d}.npy"
+            path = spool / f"{len(list(spool.iterdir())):08d}.npy"
             np.save(path, np.asarray(source, np.float32), allow_pickle=False)
             found.extend(_of_array(f"array {number}", np.load(path, mmap_mode="r", allow_pickle=False)))
         else:
@@ -134,8 +134,8 @@ def _safetensors_heads(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[
         if entry["dtype"] not in _SAFETENSORS_DTYPES:
             raise InvalidInputError(f"{path.name}:{key} holds {entry['dtype']}", field="sources")
         begin = 8 + size + int(entry["data_offsets"][0])
-        dtype: np.dtype[Any] = _SAFETENSORS_DTYPES[entry["dtype"]]
-        heads[key] = tuple(int(side) for side in entry["shape"]), dtype, begin
+        shape = tuple(int(side) for side in entry["shape"])
+        heads[key] = shape, _SAFETENSORS_DTYPES[entry["dtype"]], begin
     return heads
 
 

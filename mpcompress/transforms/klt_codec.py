@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from mpcompress.codec import Array, Coded, CodingParams, FeatureCodec, Report, TensorPort, TensorSpec, Unit
 from mpcompress.entropy.rans import decode, encode
@@ -30,7 +31,9 @@ from mpcompress.transforms.tiling import FloatArray, Layout
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name) for name in DTYPES}
 _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 _MAX_SYMBOL_BYTES = 10  # escape, side, 32 bits of prefix and 31 of suffix
-_DROPPED_LIMIT = 0.05  # mean square of the coefficients left out, in squared steps, above which the gain is raised
+_DISTANCE_COMPONENTS = 64
+_DISTANCE_TOKENS = 64  # energies of fewer tokens say little
+_DROPPED_LIMIT = 0.15  # mean square of the coefficients left out, in squared steps, above which the gain is raised
 
 
 class KltCodec(FeatureCodec):
@@ -107,10 +110,11 @@ class KltCodec(FeatureCodec):
             symbols.append(quantised)
         stream = encode(np.concatenate(symbols), np.tile(plan.rows, len(symbols)), self.model.tables)
         warnings: tuple[str, ...] = ()
-        if distance > self.model.domain_bound:
+        patches = x.shape[0] * layout.height * layout.width
+        if distance > self.model.domain_bound and patches >= _DISTANCE_TOKENS:
             warnings = (
-                f"features are unlike those that {self.id} was calibrated on ({distance:.1f} times the typical "
-                f"spread): expect more bits; calibrate a codec for them",
+                f"features are unlike those that {self.id} was calibrated on ({distance:.1f} times as far from "
+                f"them as is typical): expect more bits or a larger error; calibrate a codec for them",
             )
         return Coded(
             strings=[stream],
@@ -127,32 +131,41 @@ class KltCodec(FeatureCodec):
             total = sum(float(np.vdot(sample, sample)) for sample in centred)
         if not math.isfinite(total):
             raise _too_large(x if x.shape[0] > 1 else x[0])
-        coefficients: list[FloatArray] = []
+        analysed: list[FloatArray] = []
         while True:
             steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
             plan = self._planner.plan(layout, steps)
-            if not coefficients or coefficients[0].shape[1] != plan.depth:
-                coefficients = [self._transform.analyse(sample, layout, plan.depth) for sample in centred]
+            depth = max(plan.depth, min(self.model.components, _DISTANCE_COMPONENTS))
+            if not analysed or analysed[0].shape[1] != depth:
+                analysed = [self._transform.analyse(sample, layout, depth) for sample in centred]
+            coefficients = [sample[:, : plan.depth] for sample in analysed]
             coded = sum(float(np.square(sample.ravel()[plan.index]).sum()) for sample in coefficients)
             left_out = x.shape[0] * (layout.positions * self.model.components - plan.rows.size)
             limit = _DROPPED_LIMIT * left_out * step_size(steps.patch) ** 2
             # The basis is orthonormal up to rounding, which shows in the difference of two large energies.
             if total - coded <= limit + 1e-4 * total or state.gain_eighths + UNITS_PER_OCTAVE > MAX_GAIN:
-                return coefficients, plan, state, self._distance(coefficients, plan.depth, layout, total)
+                patches = total - sum(
+                    float(np.vdot(sample[: layout.prefix], sample[: layout.prefix])) for sample in centred
+                )
+                return coefficients, plan, state, self._distance(analysed, layout, patches)
             state = replace(state, gain_eighths=state.gain_eighths + UNITS_PER_OCTAVE)
 
-    def _distance(self, coefficients: list[FloatArray], depth: int, layout: Layout, total: float) -> float:
-        """Mean over the components of energy over expected energy; those beyond `depth` count as one."""
-        energy = self.model.energy
-        count = len(coefficients) * layout.positions
-        spent = np.zeros(depth, np.float32)
+    def _distance(self, coefficients: list[FloatArray], layout: Layout, total: float) -> float:
+        """How far the patches' energies are from the expected ones, up or down: 1 is typical.
+
+        Half of it is the first components, one by one; half is all the others together, of which `total` is known.
+        """
+        energy, count = self.model.energy, len(coefficients) * (layout.positions - layout.prefix)
+        first = min(self.model.components, _DISTANCE_COMPONENTS)
+        spent = np.zeros(first, np.float64)
         for sample in coefficients:
-            spent += np.einsum("lk,lk->k", sample, sample)
-        ratios = float((spent / energy[:depth]).sum()) / count
-        if depth < self.model.components:
-            rest = max(0.0, total - float(spent.sum())) / count / float(energy[depth:].sum())
-            ratios += rest * (self.model.components - depth)
-        return ratios / self.model.components
+            patches = sample[layout.prefix :, :first]
+            spent += np.einsum("lk,lk->k", patches, patches)
+        distance = float(_either_way(spent / count / energy[:first]).mean())
+        if first < self.model.components:
+            rest = (total - spent.sum()) / count / energy[first:].sum(dtype=np.float64)
+            distance = (distance + float(_either_way(rest))) / 2
+        return distance / self.model.domain_typical
 
     def _decompress(self, unit: Unit) -> Array:
         state, spec = read_state(self.model, unit)
@@ -182,6 +195,12 @@ def _samples(h: Array) -> FloatArray:
         where = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
         raise NonFiniteError(f"h{list(where)} is {float(x[where])}", field="tensors[0]")
     return x.reshape(-1, *x.shape[-2:])
+
+
+def _either_way(ratio: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Ratios to 1, above it: twice and half count the same."""
+    bounded = np.clip(ratio, 1e-6, 1e30)
+    return np.maximum(bounded, 1 / bounded)
 
 
 def _too_large(h: Array) -> OutOfRangeError:

@@ -34,7 +34,7 @@ class Moments:
         mean: (C,) of the patch tokens.
         prefix_mean: (P, C).
         basis: (K, C), orthonormal rows by falling variance.
-        energy: (K,) variances.
+        energy: (K,) variances, at least a thousandth of their mean.
         tokens: patch tokens seen.
     """
 
@@ -94,7 +94,7 @@ def fit_moments(tensors: Iterable[FloatArray], prefix: int) -> Moments:
     # An eigenvector's sign is free: fixed here, so that a codec does not depend on the linear algebra library.
     largest = basis[np.arange(len(basis)), np.abs(basis).argmax(axis=1)]
     basis *= np.sign(largest)[:, None]
-    energy = np.maximum(variances[order], max(variances.max(), 0.0) * 1e-9)
+    energy = np.maximum(variances[order], 1e-3 * variances.mean())  # null directions hold rounding noise
     if not energy[0] > 1e-20 + 1e-12 * float(np.square(shift + mean).max()):
         raise InvalidInputError("the features are constant: there is nothing to calibrate", field="sources")
     return Moments(mean=mean + shift, prefix_mean=prefix_total / seen, basis=basis, energy=energy, tokens=count)

@@ -50,6 +50,7 @@ class KltModel:
         prefix_qp_offset_eighths: the prefix tokens' qp less the patches'.
         qp: range that it was fitted for.
         rounding: of |x| / step: what is added before the floor below 1, and from 1 up. Only encoders use it.
+        domain_typical: how far calibration tensors are from their own statistics, in the median. Only encoders use it.
         domain_bound: distance from the calibration set above which a tensor is reported.
         mean: float32 (C,), of the patch tokens.
         prefix_mean: float32 (P, C).
@@ -75,6 +76,7 @@ class KltModel:
     prefix_qp_offset_eighths: int
     qp: QpRange
     rounding: tuple[float, float]
+    domain_typical: float
     domain_bound: float
     mean: NDArray[np.float32]
     prefix_mean: NDArray[np.float32]
@@ -92,7 +94,7 @@ class KltModel:
         _check_numbers(self)
         K, C = self.basis.shape if self.basis.ndim == 2 else (0, 0)
         P = self.prefix_mean.shape[0] if self.prefix_mean.ndim == 2 else -1
-        if not (1 <= K <= C <= MAX_CHANNELS and 0 <= P <= MAX_PREFIX_TOKENS):
+        if not (1 <= K == C <= MAX_CHANNELS and 0 <= P <= MAX_PREFIX_TOKENS):
             raise CodecFileError(f"basis {self.basis.shape} with prefix {self.prefix_mean.shape}", field="basis")
         if self.centroid.ndim != 2 or self.centroid.shape[1] < 1:
             raise CodecFileError(f"centroid has shape {self.centroid.shape}", field="centroid")
@@ -163,7 +165,9 @@ class KltModel:
             "rounding": list(self.rounding),
         }
         names = ("id", "description", "base_log2", "row_cutoff", "row_shift", "prefix_qp_offset_eighths")
-        header.update({name: getattr(self, name) for name in (*names, "domain_bound")}, card=dict(self.card))
+        header.update(
+            {name: getattr(self, name) for name in (*names, "domain_typical", "domain_bound")}, card=dict(self.card)
+        )
         return write_tensor_file(tensors, {_METADATA_KEY: json.dumps(header, sort_keys=True)})
 
     @classmethod
@@ -194,6 +198,7 @@ class KltModel:
                 prefix_qp_offset_eighths=_integer(header["prefix_qp_offset_eighths"]),
                 qp=QpRange(minimum=minimum, maximum=maximum, default=default),
                 rounding=(float(header["rounding"][0]), float(header["rounding"][1])),
+                domain_typical=float(header["domain_typical"]),
                 domain_bound=float(header["domain_bound"]),
                 tables=CdfTables(**table_parts, precision=_integer(header["precision"])),
                 card=dict(header["card"]),
@@ -231,6 +236,7 @@ def _check_numbers(model: KltModel) -> None:
         "qp.maximum": (model.qp.maximum, model.qp.default, QP_LIMITS[1]),
         "rounding[0]": (model.rounding[0], 0.0, 0.5),
         "rounding[1]": (model.rounding[1], 0.0, 0.5),
+        "domain_typical": (model.domain_typical, 0.1, 1e9),
         "domain_bound": (model.domain_bound, 1.0, 1e9),
     }
     for name, (value, low, high) in limits.items():

@@ -1,0 +1,81 @@
+"""Rate, quality and CPU time of calibrated codecs on folders of features, complete units counted.
+
+    python benchmarks/klt_rate.py --codec klt-imgfocus-vits14-final --features features/final/test
+
+Prints, per codec and qp, medians over n tensors of bpfp (payload + 48 bytes), NMSE, cosine of the prefix tokens, and
+CPU milliseconds to encode and decode. One thread.
+"""
+
+# ruff: noqa: E402 - threads are counted when numpy is imported
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")  # process time must be the codec's, not that of waiting threads
+
+import numpy as np
+
+from mpcompress.codec import CodingParams, TensorSpec, Unit
+from mpcompress.feature_files import open_features
+from mpcompress.metrics import bpfp, cosine, nmse
+from mpcompress.registry import CodecSpec, load, preset, preset_ids
+from mpcompress.transforms.klt_model import KltModel
+
+UNIT_OVERHEAD_BYTES = 48
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", nargs="+", type=Path, required=True, help="folders or files")
+    parser.add_argument("--codec", nargs="+", required=True, help="preset ids or codec files, one per folder or one")
+    parser.add_argument("--qp", nargs="+", type=float, default=[12, 18, 24, 30, 36])
+    parser.add_argument("--prefix-qp-offset", type=float, help="qp of the prefix tokens less the patches'")
+    parser.add_argument("--limit", type=int, default=200, help="tensors per folder")
+    args = parser.parse_args()
+    codecs = args.codec * len(args.features) if len(args.codec) == 1 else args.codec
+    print("| features | codec | n | qp | bpfp | NMSE | prefix cosine | encode ms | decode ms |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for folder, name in zip(args.features, codecs, strict=True):
+        codec = load(_spec(name))
+        codec.warm_up()
+        tensors = [tensor.read().astype(np.float16) for tensor in open_features(folder)[: args.limit]]
+        for qp in args.qp:
+            row = np.median([_measure(codec, h, qp, args.prefix_qp_offset) for h in tensors], axis=0)
+            figures = f"{row[0]:.3f} | {row[1]:.4f} | {row[2]:.4f} | {row[3]:.1f} | {row[4]:.1f}"
+            where = "/".join(folder.parts[-2:])
+            print(f"| {where} | {codec.id} | {len(tensors)} | {qp:g} | {figures} |", flush=True)
+
+
+def _spec(name: str) -> CodecSpec:
+    if name in preset_ids():
+        return preset(name)
+    return CodecSpec(id=KltModel.from_bytes(Path(name).read_bytes()).id, family="klt", weights=name)
+
+
+def _measure(codec, h, qp, offset) -> tuple[float, ...]:
+    spec = TensorSpec(name="h", dtype="float16", shape=h.shape)
+    family = () if offset is None else (("prefix_qp_offset_eighths", round(8 * offset)),)
+    params = codec.resolve([spec], CodingParams(qp_eighths=round(8 * qp), family=family))
+    begin = time.process_time()
+    (coded,) = codec.compress([{"h": h}], params)
+    middle = time.process_time()
+    (out,) = codec.decompress([Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))])
+    end = time.process_time()
+    h_hat, prefix = out["h_hat"], codec.prefix_tokens
+    return (
+        bpfp(sum(map(len, coded.strings)) + UNIT_OVERHEAD_BYTES, h.size),
+        nmse(h, h_hat),
+        cosine(h[:prefix], h_hat[:prefix]) if prefix else 1.0,
+        1000 * (middle - begin),
+        1000 * (end - middle),
+    )
+
+
+if __name__ == "__main__":
+    main()
