@@ -147,13 +147,14 @@ class VitCodecBase(EntropyCodedModule):
 
     def _forward(self, h: Tensor, token_res: Sequence[int], *ctx: Tensor) -> dict[str, Any]:
         geometry = self._check(h, token_res)
-        y = self._analyse(h, geometry, *ctx)
+        h, *ctx_ = (x.to(self.post_reg_tokens) for x in (h, *ctx))
+        y = self._analyse(h, geometry, *ctx_)
         with full_precision(y):
             y = y.to(self.post_reg_tokens)
-            side = [pad_to_even(x) for x in self._side(*(c.to(y) for c in ctx))]
+            side = [pad_to_even(x) for x in self._side(*ctx_)]
             hyper_out = self.hyper_lc(pad_to_even(y), *side)
             y_out = self.y_lc(y, crop(hyper_out["params"], geometry.y))
-        out = self._synthesis(y_out["y_hat"], geometry, *ctx)
+        out = self._synthesis(y_out["y_hat"], geometry, *ctx_)
         out["likelihoods"] = {"y": y_out["likelihoods"]["y"], "z": hyper_out["likelihoods"]["z"]}
         return out
 

@@ -82,7 +82,7 @@ class FeatureScaleHyperprior(EntropyCodedModule, ScaleHyperprior):
             ``x_hat`` (B, 1, H, W), not clamped, and ``likelihoods`` of ``y`` and ``z``.
         """
         self._check(x)
-        y = self.g_a(self._pad(x))
+        y = self.g_a(self._pad(x.to(self._weight)))
         with full_precision(y):
             y = y.to(self._weight)
             z_hat, z_likelihoods = self.entropy_bottleneck(self.h_a(torch.abs(y)))

@@ -24,7 +24,7 @@ class VitUnionLatentCodec(VitCodecBase):
     Args:
         h_dim: Channels of a token; heads have 64 of them.
         y_dim: Channels of y.
-        z_dim: Channels of z; even.
+        z_dim: Channels of z.
         groups: Channels per group for an int that divides `y_dim`, or the channels of each group, which sum to `y_dim`.
         num_prefix_tokens: Tokens in front of the patches (class, registers). They take part in the first blocks, are
             dropped, and come back from learned tokens through the last blocks.

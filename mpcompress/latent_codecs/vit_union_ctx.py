@@ -28,7 +28,7 @@ class VitUnionLatentCodecWithCtx(VitCodecBase):
     Args:
         h_dim: Channels of a token; heads have 64 of them.
         y_dim: Channels of y.
-        z_dim: Channels of z; even.
+        z_dim: Channels of z.
         ctx_dim: Channels of the context map.
         groups: Channels per group for an int that divides `y_dim`, or the channels of each group, which sum to `y_dim`.
         num_prefix_tokens: Tokens in front of the patches.
@@ -74,7 +74,8 @@ class VitUnionLatentCodecWithCtx(VitCodecBase):
         Returns:
             ``h_hat`` (B, P + H*W, C), ``h_hat_share`` (B, C, H, W) and ``likelihoods`` of ``y`` and ``z``.
         """
-        self._check_ctx(ctx, h.shape[0], self._check(h, token_res))
+        geometry = self._check(h, token_res)
+        self._check_ctx(ctx, h.shape[0], geometry)
         return self._forward(h, token_res, ctx)
 
     def compress(self, h: Tensor, ctx: Tensor, token_res: Sequence[int], **kwargs: Any) -> dict[str, Any]:
@@ -94,7 +95,8 @@ class VitUnionLatentCodecWithCtx(VitCodecBase):
             InvalidInputError: Wrong shapes, or values that are not finite or too large to code.
             CodecUnavailableError: `update()` was never called.
         """
-        self._check_ctx(ctx, h.shape[0], self._check(h, token_res))
+        geometry = self._check(h, token_res)
+        self._check_ctx(ctx, h.shape[0], geometry)
         check_finite(ctx, "ctx")
         return self._compress(h, token_res, ctx)
 

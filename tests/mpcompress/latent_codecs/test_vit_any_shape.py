@@ -1,6 +1,7 @@
 """Any batch, any token grid, any number of prefix tokens, for both ViT codecs."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -109,6 +110,7 @@ def test_inputs_of_another_float_type_are_converted(codec, dtype):
     h, *ctx = (x.to(dtype) for x in inputs(codec, (4, 4)))
     expected = codec.compress(h.float(), *(c.float() for c in ctx), (4, 4))
     assert codec.compress(h, *ctx, (4, 4))["strings"] == expected["strings"]
+    assert codec(h, *ctx, (4, 4))["h_hat"].dtype == torch.float32
 
 
 def test_autocast_changes_no_string(codec):
@@ -137,3 +139,29 @@ def test_coding_does_not_track_gradients(codec):
     h, *ctx = inputs(codec, (4, 4))
     out = codec.compress(h.requires_grad_(), *ctx, (4, 4))
     assert not codec.decompress(out["strings"], out["pstate"], *ctx)["h_hat"].requires_grad
+
+
+def test_memory_layout_changes_no_string(codec):
+    """Summation order in math libraries follows alignment and strides; the codec's does not."""
+    h, *ctx = inputs(codec, (6, 7))
+    expected = codec.compress(h, *ctx, (6, 7))["strings"]
+    odd = torch.empty(h.numel() + 1)[1:].view(h.shape).copy_(h)
+    swapped = h.transpose(1, 2).contiguous().transpose(1, 2)
+    last = [c.contiguous(memory_format=torch.channels_last) for c in ctx]
+    for other in (odd, swapped):
+        assert codec.compress(other, *last, (6, 7))["strings"] == expected
+
+
+def test_threads_may_share_a_codec(codec):
+    jobs = [inputs(codec, (5, 4), seed=seed) for seed in range(8)]
+    expected = [codec.compress(*job, (5, 4)) for job in jobs]
+    fresh = copy.deepcopy(codec)  # its tables are built by whichever thread comes first
+
+    def round_trip(job):
+        out = fresh.compress(*job, (5, 4))
+        return out["strings"], fresh.decompress(out["strings"], out["pstate"], *job[1:])["h_hat"]
+
+    with ThreadPoolExecutor(4) as pool:
+        for (strings, h_hat), out, job in zip(pool.map(round_trip, jobs), expected, jobs, strict=True):
+            assert strings == out["strings"]
+            assert torch.equal(h_hat, codec.decompress(out["strings"], out["pstate"], *job[1:])["h_hat"])

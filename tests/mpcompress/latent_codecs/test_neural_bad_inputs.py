@@ -33,6 +33,8 @@ def test_shapes_of_h(vit_union, h, token_res, words):
 def test_shapes_of_ctx(vit_union_ctx, shape):
     h = torch.zeros(1, 3 + 20, 64)
     for method in (vit_union_ctx.compress, vit_union_ctx):
+        with pytest.raises(InvalidInputError, match="h must be"):
+            method(None, torch.zeros(shape), (4, 5))
         with pytest.raises(InvalidInputError, match="ctx"):
             method(h, torch.zeros(shape), (4, 5))
     ctx = torch.zeros(1, 32, 4, 5)
