@@ -53,7 +53,7 @@ def candidates(family: Mapping[str, Any]) -> list[str]:
     if not found:
         names = ", ".join(sorted(family))
         raise InvalidRequestError(
-            f"no family of codecs takes {names}; `codecs()` lists each codec's parameters",
+            f"no codec takes {names}; the list of codecs says what each one takes",
             field=f"params.{next(iter(family))}",
         )
     return found

@@ -1,0 +1,90 @@
+"""`mpcompress calibrate`: makes a codec for the user's own features. Needs the extra `edge`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import click
+
+from mpcompress_client.cli.files import write_whole
+from mpcompress_client.cli.options import json_option, output_option
+from mpcompress_client.library import library
+
+_CALIBRATE_HELP = """\
+Fit a codec of family klt to FEATURES: .npy, .npz and .safetensors files, or folders of them.
+
+Every array is (L, C) or (B, L, C), L = prefix tokens + H * W. At least 16 tensors; 256 or more are better. Writes
+the codec file, and its model card next to it.
+
+\b
+Example:
+  mpcompress calibrate features/ -o my-model.safetensors --prefix-tokens 1 --grid 16 16
+  mpcompress compress one.npy -o one.mpc --codec my-model.safetensors --local
+"""
+
+
+@click.command(short_help="Make a codec for your own features.", help=_CALIBRATE_HELP)
+@click.argument("features", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@output_option
+@click.option("--prefix-tokens", type=click.IntRange(0, 1024), default=0, help="Tokens in front (CLS, registers).")
+@click.option("--grid", nargs=2, type=click.IntRange(1, 65535), metavar="H W", help="Grid; default: sequences.")
+@click.option("--id", "codec_id", metavar="ID", help="The codec's id; default: klt- and the name of the output.")
+@click.option("--description", metavar="TEXT", help="Which model, which layer, which data.")
+@json_option
+def calibrate(
+    features: tuple[Path, ...],
+    output: Path,
+    prefix_tokens: int,
+    grid: tuple[int, int] | None,
+    codec_id: str | None,
+    description: str | None,
+    as_json: bool,
+) -> None:
+    """Fit a codec of family klt to FEATURES: .npy, .npz and .safetensors files, or folders of them."""
+    with library():
+        from mpcompress.calibrate import calibrate as fit
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        tasks = {}
+
+        def progress(done: int, total: int, stage: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        with library():
+            result = fit(
+                list(features),
+                codec_id=codec_id or _default_id(output),
+                description=description or f"calibrated on {', '.join(path.name for path in features[:4])}",
+                prefix_tokens=prefix_tokens,
+                token_res=grid,
+                progress=progress,
+            )
+    write_whole(output, result.file)
+    card = output.with_suffix(".md")
+    write_whole(card, result.model_card().encode())
+    report = result.report
+    if as_json:
+        facts = {"output": str(output), "model_card": str(card), "fingerprint": result.fingerprint.hex()}
+        click.echo(json.dumps({**facts, **dataclasses.asdict(report)}))
+        return
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{output}: codec {report.codec_id} from {report.tensors} tensors, {len(result.file)} bytes")
+    click.echo(f"  {'qp':>6} {'bpfp':>8} {'NMSE':>8}   on {report.held_out} held-out tensors")
+    for point in report.points:
+        click.echo(f"  {point.qp_eighths / 8:6g} {point.bpfp:8.3f} {point.nmse:8.4f}")
+
+
+def _default_id(output: Path) -> str:
+    """An id from a file name: what an id cannot hold becomes a hyphen."""
+    stem = re.sub(r"[^a-z0-9._-]+", "-", output.stem.lower()).strip("-._")
+    return f"klt-{stem.removeprefix('klt-')}"[:64] if stem else "klt-codec"

@@ -1,0 +1,143 @@
+"""Arrays from and to files: .npy, .npz and .safetensors, never a pickle, every size checked before it is allocated."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mpcompress_client import safetensors_file
+from mpcompress_client.errors import InvalidRequestError
+from mpcompress_proto.tensors import Array
+
+# numpy gives its file format no types.
+_FORMAT: Any = np.lib.format
+SUFFIXES = (".npy", ".npz", ".safetensors")
+
+
+def read_arrays(path: Path) -> Array | dict[str, Array]:
+    """The array of a file, or arrays by name when it holds several. Raises InvalidRequestError and OSError."""
+    readers: dict[str, Callable[[Path], Array | dict[str, Array]]] = {
+        ".npy": _read_npy,
+        ".npz": _read_npz,
+        ".safetensors": safetensors_file.read,
+    }
+    if path.suffix not in readers:
+        raise InvalidRequestError(f"{path}: the name of a feature file ends in one of {', '.join(SUFFIXES)}")
+    found = readers[path.suffix](path)
+    if not isinstance(found, dict):
+        return found
+    if not found:
+        raise InvalidRequestError(f"{path} holds no arrays")
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def check_output(path: Path) -> None:
+    """Refuses a name that `write_arrays` could not serve, before any work is done for it."""
+    if path.suffix not in SUFFIXES:
+        raise InvalidRequestError(f"{path}: the name of the output ends in one of {', '.join(SUFFIXES)}")
+
+
+def write_arrays(path: Path, arrays: Array | Mapping[str, Array]) -> None:
+    """Writes what `read_arrays` reads. numpy's formats have no bfloat16: there it becomes float32, without loss."""
+    check_output(path)
+    if path.suffix == ".safetensors":
+        named = arrays if isinstance(arrays, Mapping) else {"h": arrays}
+        write_whole(path, safetensors_file.to_bytes(named))
+        return
+    buffer = io.BytesIO()
+    if isinstance(arrays, Mapping):
+        if path.suffix == ".npy":
+            raise InvalidRequestError(f"{path}: there are {len(arrays)} tensors; use .npz or .safetensors")
+        np.savez(buffer, allow_pickle=False, **{name: _numpy_knows(array) for name, array in arrays.items()})
+    elif path.suffix == ".npz":
+        np.savez(buffer, allow_pickle=False, h=_numpy_knows(arrays))
+    else:
+        np.save(buffer, _numpy_knows(arrays), allow_pickle=False)
+    write_whole(path, buffer.getvalue())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that others see complete or not at all, and the old one until then."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _numpy_knows(array: Array) -> Array:
+    return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+
+
+def _read_npy(path: Path) -> Array:
+    try:
+        # Mapped, so that a header cannot ask for more memory than the file has bytes.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, SyntaxError) as error:
+        return _small(path, error)
+    if not isinstance(array, np.ndarray):
+        raise InvalidRequestError(f"{path} is no .npy file")
+    return _real(path, array)
+
+
+def _small(path: Path, error: Exception) -> Array:
+    """An array that cannot be mapped because it is empty: it is refused later, with the right words."""
+    if path.stat().st_size < 1 << 16:
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, SyntaxError, MemoryError) as reason:
+            raise InvalidRequestError(f"{path}: {reason}") from reason
+        if isinstance(array, np.ndarray):
+            return _real(path, array)
+    raise InvalidRequestError(f"{path}: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    raise InvalidRequestError(f"{path}: {info.filename!r} is no array")
+                with archive.open(info) as member:
+                    needed = _declared_bytes(member)
+                if needed > info.file_size:
+                    raise InvalidRequestError(f"{path}: {info.filename!r} is shorter than its header says")
+                with archive.open(info) as member:
+                    array = _FORMAT.read_array(member, allow_pickle=False)
+                arrays[info.filename.removesuffix(".npy")] = _real(path, array)
+    except (ValueError, EOFError, SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+        if isinstance(error, InvalidRequestError):
+            raise
+        raise InvalidRequestError(f"{path}: {error}") from error
+    return arrays
+
+
+def _declared_bytes(member: Any) -> int:
+    """Bytes that the .npy header at the start of `member` promises."""
+    major = _FORMAT.read_magic(member)[0]
+    read = _FORMAT.read_array_header_1_0 if major == 1 else _FORMAT.read_array_header_2_0
+    shape, _, dtype = read(member)
+    count = 1
+    for side in shape:
+        count *= side
+    return count * int(dtype.itemsize)
+
+
+def _real(path: Path, array: Array) -> Array:
+    if array.dtype.kind == "V":
+        raise InvalidRequestError(f"{path} holds {array.dtype}: numpy's files have no bfloat16, use .safetensors")
+    return array

@@ -1,0 +1,96 @@
+"""Types and options that several commands share. A value that cannot be right is bad usage: exit code 2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mpcompress_client.calls import DEFAULT_TIMEOUT_S
+from mpcompress_client.errors import InvalidRequestError
+from mpcompress_client.params import QP_STEPS, qp_eighths
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+TARGET_VARIABLE = "MPCOMPRESS_TARGET"
+
+
+def qp(text: str) -> float:
+    """A multiple of 1/8."""
+    try:
+        return qp_eighths(text) / QP_STEPS  # type: ignore[arg-type] # it takes what float() takes
+    except InvalidRequestError as error:
+        raise click.BadParameter(error.message) from error
+
+
+def grid(text: str) -> tuple[int, int]:
+    """HxW."""
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal() and int(height) > 0 and int(width) > 0):
+        raise click.BadParameter(f"{text!r} is no grid such as 16x16")
+    return int(height), int(width)
+
+
+def parameter(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value a JSON literal or a word."""
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def output_file(text: str) -> Path:
+    """A file that can be written, as far as can be told before the work is done."""
+    path = Path(text)
+    if path.is_dir():
+        raise click.BadParameter(f"{text!r} is a directory")
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"there is no directory {str(path.parent)!r}")
+    return path
+
+
+INPUT_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+
+_output = click.option("-o", "--output", required=True, type=output_file, metavar="FILE", help="Where the result goes.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_target = click.option(
+    "--target",
+    metavar="HOST:PORT",
+    envvar=TARGET_VARIABLE,
+    default=DEFAULT_TARGET,
+    show_default=True,
+    show_envvar=True,
+    help="The server.",
+)
+_timeout = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True, max=1e6),
+    default=DEFAULT_TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time limit.",
+)
+_local = click.option("--local", is_flag=True, help="Code on this device, without a server (extra `edge`).")
+
+
+def output_option(function: Function) -> Function:
+    """-o."""
+    return _output(function)
+
+
+def json_option(function: Function) -> Function:
+    """--json."""
+    return _json(function)
+
+
+def server_options(function: Function) -> Function:
+    """--target, --timeout and --local."""
+    return _target(_timeout(_local(function)))
