@@ -1,0 +1,108 @@
+"""A real server in a process of its own for all tests of this folder, and a scripted one for what it never does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from scripted_server import Script, ScriptedServicer
+
+from mpcompress_client import CompressionClient
+from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
+
+BLOCK6, FINAL = "klt-imgfocus-vits14-block6", "klt-imgfocus-vits14-final"
+DATA = Path(__file__).parent.parent / "data"
+_POLL_S = 0.05
+
+CONFIG = f"""
+[limits]
+max_item_bytes = 33554432
+max_inflight_bytes = 134217728
+
+[[codecs]]
+id = "{BLOCK6}"
+
+[[codecs]]
+id = "{FINAL}"
+"""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real server with the two shipped klt codecs."""
+    folder = tmp_path_factory.mktemp("server")
+    config, port_file, log = folder / "server.toml", folder / "port", folder / "log"
+    config.write_text(CONFIG)
+    command = [sys.executable, "-m", "mpcompress_server", "serve", "--config", str(config)]
+    command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file)]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=sink)
+    try:
+        while not port_file.exists():
+            try:
+                process.wait(_POLL_S)
+            except subprocess.TimeoutExpired:
+                continue
+            pytest.fail(f"the server ended: {log.read_text()}")
+        yield port_file.read_text().strip()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[CompressionClient]:
+    """A client of the real server."""
+    with CompressionClient(server) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="session")
+def block6() -> np.ndarray:
+    """Real features, float16 (4, 257, 384)."""
+    return np.load(DATA / "features_block6.npy")
+
+
+@pytest.fixture(scope="session")
+def final() -> np.ndarray:
+    """Real features, float16 (4, 257, 384)."""
+    return np.load(DATA / "features_final.npy")
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., str]]:
+    """Starts servers that follow a script; gives their addresses."""
+    servers: list[grpc.Server] = []
+
+    def start(**scripts: Script) -> str:
+        server = grpc.server(futures.ThreadPoolExecutor(8))
+        pb_grpc.add_CompressionServiceServicer_to_server(ScriptedServicer(**scripts), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield start
+    for server in servers:
+        server.stop(0).wait()
+
+
+@pytest.fixture
+def no_thread_leak() -> Iterator[None]:
+    """Fails when the client's or grpc's sending threads outlive the test."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if not thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(30)
+            assert not thread.is_alive(), f"{thread.name} outlived the test"
