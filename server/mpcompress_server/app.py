@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -11,12 +12,15 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from mpcompress import registry
+from mpcompress.codec import FeatureCodec
 from mpcompress_server.codecs import CodecSet, LoadedCodec, give_up, load_codecs
 from mpcompress_server.executors import Executor, ThreadExecutor
+from mpcompress_server.process_executor import ProcessExecutor
 from mpcompress_server.routing import Router
 from mpcompress_server.scheduler import FifoScheduler
 from mpcompress_server.servicer import MAX_MESSAGE_BYTES, SERVICE, Servicer
-from mpcompress_server.settings import CodecEntry, Settings
+from mpcompress_server.settings import Settings
 
 _log = structlog.get_logger("mpcompress_server")
 
@@ -88,11 +92,11 @@ class Server:
         if self.servicer is not None:
             self.servicer.drain(grace_s)
         await self._grpc.stop(grace_s)
+        # Calls that still run have nobody left to answer to. A worker process is ended; a thread must be waited for.
         if self._scheduler is not None:
-            await self._scheduler.close()
+            await asyncio.gather(self._scheduler.close(), self._close_executors())
         if self.servicer is not None:
             await self.servicer.settle()
-        await self._close_executors()
         _log.info("stopped")
 
     def _bind(self) -> str:
@@ -122,10 +126,20 @@ class Server:
             self._executors[loaded.id] = executors
 
     def _executor(self, loaded: LoadedCodec, index: int) -> Executor:
-        codec = loaded.codec
+        codec, spec = loaded.codec, loaded.spec
         assert codec is not None
-        entry: CodecEntry = loaded.entry
-        return ThreadExecutor(lambda: codec, f"{entry.id}-{index}")
+        assert spec is not None
+        if loaded.entry.isolation == "process":
+            bounds = self.settings.executors
+            return ProcessExecutor(
+                spec,
+                plugins=self.settings.plugins,
+                watchdog_s=bounds.watchdog_s,
+                start_timeout_s=bounds.start_timeout_s,
+            )
+        # The first instance is the one that checks headers, the others are copies.
+        load: Callable[[], FeatureCodec] = (lambda: codec) if index == 0 else (lambda: registry.load(spec))
+        return ThreadExecutor(load, f"{loaded.id}-{index}")
 
     async def _close_executors(self) -> None:
         for executors in self._executors.values():

@@ -17,6 +17,8 @@ from mpcompress_server.settings import Settings, SettingsError, load_settings
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _MAX_DEFAULT_THREADS = 4
+# A thread inside a codec cannot be stopped: this long after the grace period the process ends regardless.
+_STUCK_S = 5.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,7 +95,11 @@ async def _serve(settings: Settings, port_file: Path | None) -> None:
         if port_file is not None:
             _write_whole(port_file, server.address + "\n")
         await stopping
-        await server.stop()
+        try:
+            await asyncio.wait_for(server.stop(), settings.grace_s + _STUCK_S)
+        except TimeoutError:
+            click.echo("mpcompress-server: a codec does not return from its call; ending without it", err=True)
+            os._exit(1)
     finally:
         stopping.cancel()
         if port_file is not None:

@@ -12,8 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mpcompress_server.app import Server  # noqa: E402
-from mpcompress_server.settings import Settings  # noqa: E402
+from mpcompress_server.app import Server
+from mpcompress_server.settings import Settings
 
 StartServer = Callable[..., Awaitable[Server]]
 

@@ -1,0 +1,233 @@
+"""A codec in a supervised process: when it crashes, hangs or runs out of memory, only the call in it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import structlog
+
+from mpcompress.codec import Array, TensorSpec
+from mpcompress.errors import CodecCrashedError
+from mpcompress.registry import CodecSpec
+from mpcompress_server.arena import Arena, Layout, Ref, view
+from mpcompress_server.calls import Call, CallResult, CompressCall
+from mpcompress_server.worker import Hello, Request
+
+_log = structlog.get_logger("mpcompress_server.workers")
+
+# After failed starts in a row: do not burn a core on a codec that cannot start.
+_FIRST_BACKOFF_S = 0.5
+_MAX_BACKOFF_S = 30.0
+
+
+class ProcessExecutor:
+    """One worker process, started again when it dies.
+
+    Args:
+        spec: the codec.
+        plugins: modules that the worker imports first.
+        watchdog_s: a call that takes longer has hung.
+        start_timeout_s: loading and warming up may take this long.
+    """
+
+    def __init__(self, spec: CodecSpec, *, plugins: tuple[str, ...], watchdog_s: float, start_timeout_s: float) -> None:
+        self._hello = Hello(
+            parent=os.getpid(),
+            plugins=plugins,
+            spec={"id": spec.id, "family": spec.family, "weights": spec.weights, "options": dict(spec.options)},
+        )
+        self._watchdog_s = watchdog_s
+        self._start_timeout_s = start_timeout_s
+        # The kernel's "die with your parent" means the thread that started the worker: this one, which stays.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"{spec.id}-worker")
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+        self._closing = threading.Event()
+        self._failed_starts = 0
+        self._not_before = 0.0
+        self.restarts = 0
+
+    async def start(self) -> None:
+        """Starts the worker. Raises what loading raises there."""
+        await asyncio.get_running_loop().run_in_executor(self._pool, self._start)
+
+    async def run(self, call: Call) -> CallResult:
+        """Runs one call; a worker that dies in it gives every item of it a CodecCrashedError."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._run, call)
+
+    async def close(self) -> None:
+        """Ends the worker at once; a call that is still in it fails."""
+        with self._lock:
+            self._closing.set()
+            if self._worker is not None:
+                self._worker.kill()
+        await asyncio.get_running_loop().run_in_executor(None, self._shut_down)
+
+    def _shut_down(self) -> None:
+        self._pool.shutdown()
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _run(self, call: Call) -> CallResult:
+        try:
+            if self._worker is None:
+                self._start()
+            assert self._worker is not None
+            return self._worker.run(call, self._watchdog_s)
+        except CodecCrashedError as error:
+            self._bury(error)
+            return CallResult(outcomes=[error] * len(call), coding_s=0.0)
+        finally:
+            if self._worker is None and self._failed_starts == 0:
+                with self._lock:
+                    if not self._closing.is_set():
+                        self._pool.submit(self._restart)
+
+    def _start(self) -> None:
+        wait_s = self._not_before - time.monotonic()
+        if self._closing.is_set() or wait_s > 0:
+            raise CodecCrashedError("the codec's process could not be started; it will be tried again")
+        worker = _Worker(self._hello)
+        with self._lock:
+            self._worker = worker
+        if self._closing.is_set():  # while it was being made
+            worker.kill()
+        try:
+            worker.wait_until_ready(self._start_timeout_s)
+        except Exception:
+            self._bury(None)
+            self._failed_starts += 1
+            backoff_s = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self._failed_starts - 1))
+            self._not_before = time.monotonic() + backoff_s
+            raise
+        self._failed_starts = 0
+
+    def _restart(self) -> None:
+        """Starts a new worker at once: the items of the old one have their answers, the next may come soon."""
+        if self._worker is not None or self._closing.is_set():
+            return
+        self.restarts += 1
+        try:
+            self._start()
+        except Exception as error:
+            _log.error("worker did not start again", codec=self._hello.spec["id"], error=str(error))
+
+    def _bury(self, cause: CodecCrashedError | None) -> None:
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+            if cause is not None and not self._closing.is_set():
+                _log.error("worker died", codec=self._hello.spec["id"], pid=worker.pid, error=cause.message)
+
+
+class _Worker:
+    """One process with its socket and its arena."""
+
+    def __init__(self, hello: Hello) -> None:
+        ours, theirs = socket.socketpair()
+        self._arena = Arena.create()
+        # The worker finds what this process finds, but not what lies in the current directory.
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                [
+                    *(sys.executable, "-P", "-m", "mpcompress_server.worker"),
+                    *(str(theirs.fileno()), str(self._arena.descriptor)),
+                ],
+                pass_fds=(theirs.fileno(), self._arena.descriptor),
+                stdin=subprocess.DEVNULL,
+                stdout=sys.__stderr__.fileno() if sys.__stderr__ else subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+                # Ctrl-C in a terminal goes to the whole group; the worker ends when the server has finished.
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+        self._connection: Connection[Any, Any] = Connection(ours.detach())
+        self.pid = self._process.pid
+        self._connection.send(hello)
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Waits for the codec to be loaded. Raises what loading raised."""
+        error = self._receive(timeout_s)
+        if error is not None:
+            raise error
+
+    def run(self, call: Call, timeout_s: float) -> CallResult:
+        """Runs one call. Raises CodecCrashedError when the process dies or hangs in it."""
+        layout = Layout()
+        inputs: list[tuple[Ref, Array]] = []
+        stripped = _strip(call, layout, inputs)
+        outputs: list[dict[str, Ref]] = []
+        if not isinstance(call, CompressCall):
+            outputs = [{spec.name: layout.place(spec) for spec in specs} for specs in call.outputs]
+        self._arena.resize(layout.size)
+        with self._arena.map(layout.size) if layout.size else nullcontext() as memory:
+            for ref, array in inputs:
+                view(memory, ref)[...] = array
+            try:
+                self._connection.send(Request(call=stripped, outputs=outputs, size=layout.size))
+            except OSError as error:
+                raise self._obituary() from error
+            result: CallResult = self._receive(timeout_s)
+            for index, refs in enumerate(outputs):
+                if isinstance(result.outcomes[index], dict):
+                    result.outcomes[index] = {name: np.array(view(memory, ref)) for name, ref in refs.items()}
+        self._arena.resize(0)
+        return result
+
+    def kill(self) -> None:
+        """Ends the process, whatever it does."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Ends the process and gives back what belonged to it."""
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+        self._arena.close()
+
+    def _receive(self, timeout_s: float) -> Any:
+        try:
+            if not self._connection.poll(timeout_s):
+                raise CodecCrashedError(f"the codec's process gave no sign of life for {timeout_s:g} s and was ended")
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._obituary() from error
+
+    def _obituary(self) -> CodecCrashedError:
+        self._process.kill()
+        status = self._process.wait()
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        return CodecCrashedError(f"the codec's process ended {how} during this item")
+
+
+def _strip(call: Call, layout: Layout, arrays: list[tuple[Ref, Array]]) -> Any:
+    """The call with refs in the place of arrays, which are put into `arrays`."""
+
+    def refs(tensors: Mapping[str, Array]) -> Any:
+        found = {}
+        for name, array in tensors.items():
+            found[name] = layout.place(TensorSpec(name=name, dtype=array.dtype.name, shape=array.shape))
+            arrays.append((found[name], array))
+        return found
+
+    if isinstance(call, CompressCall):
+        return replace(call, inputs=[refs(item) for item in call.inputs])
+    return replace(call, units=[replace(unit, context=refs(unit.context)) for unit in call.units])
