@@ -69,6 +69,11 @@ _FAMILIES: dict[str, str | Loader] = {
     "vtm": "mpcompress.picture.codec:load",
     "vvenc": "mpcompress.picture.codec:load",
     "x265": "mpcompress.picture.codec:load",
+    "vit_union": "mpcompress.neural.vit_union:load",
+    "vit_union_ctx": "mpcompress.neural.vit_union:load",
+    "feature_hyperprior": "mpcompress.neural.feature_hyperprior:load",
+    "hyper_latent_ctx": "mpcompress.neural.latent_ctx:load",
+    "hyperprior_latent_ctx": "mpcompress.neural.latent_ctx:load",
 }
 
 
