@@ -49,5 +49,21 @@ format: $(VENV)/.installed ## Format the code
 proto: $(VENV)/.installed ## Regenerate the code of the wire contract
 	$(BIN)/python tools/generate_proto.py
 
+bench: $(VENV)/.installed ## Measure what the README claims (minutes)
+	$(BIN)/python benchmarks/entropy_speed.py
+	$(BIN)/python benchmarks/klt_rate.py
+	$(BIN)/python benchmarks/rpc_overhead.py
+
+golden: $(VENV)/.installed ## Write golden units for codecs that have none; never changes one
+	$(BIN)/python tools/write_golden.py
+
+SECONDS ?= 60
+fuzz: $(VENV)/.installed ## Fuzz what reads bytes from a network, SECONDS=60 per target
+	$(BIN)/python $(PIP_INSTALL) -e '.[fuzz]'
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
+
+soak: $(VENV)/.installed ## Mixed good and bad load on a real server for ten minutes; prints the ledger
+	$(BIN)/python -m tests.soak.soak --seconds 600
+
 clean: ## Remove environments and caches
 	rm -rf $(VENV) $(DEMO_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo/cache
