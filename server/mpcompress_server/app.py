@@ -112,7 +112,7 @@ class Server:
 
     async def _start_codec(self, loaded: LoadedCodec) -> None:
         """Starts all instances of a codec; one that cannot start makes it unavailable, not the server."""
-        if loaded.codec is None or loaded.spec is None:
+        if loaded.unavailable or loaded.codec is None or loaded.spec is None:
             return
         executors = [self._executor(loaded, index) for index in range(loaded.entry.instances)]
         try:

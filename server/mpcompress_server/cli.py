@@ -38,6 +38,7 @@ def main() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write HOST:PORT here as soon as the server serves.",
 )
+@click.option("--allow-untrained", is_flag=True, help="Serve codecs of random weights too: for tests.")
 @click.option("--log-format", type=click.Choice(["json", "console"]), default="console", show_default=True)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
@@ -47,6 +48,7 @@ def serve(
     listen: str | None,
     grace_s: float | None,
     port_file: Path | None,
+    allow_untrained: bool,
     log_format: Any,
     log_level: str,
 ) -> None:
@@ -59,7 +61,7 @@ def serve(
       mpcompress-server serve --config server.toml --port-file /run/mpcompress.port
     """
     try:
-        settings = load_settings(config, listen=listen, grace_s=grace_s)
+        settings = load_settings(config, listen=listen, grace_s=grace_s, allow_untrained=allow_untrained or None)
     except SettingsError as error:
         _fail(error)
     _limit_numeric_threads(settings)

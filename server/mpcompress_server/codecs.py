@@ -129,10 +129,10 @@ def load_codecs(settings: Settings) -> CodecSet:
         entries: list[CodecEntry] = [CodecEntry(id=codec_id) for codec_id in registry.preset_ids()]
     else:
         entries = list(settings.codecs)
-    return CodecSet([_load(entry, f"codecs[{index}]") for index, entry in enumerate(entries)])
+    return CodecSet([_load(entry, f"codecs[{index}]", settings) for index, entry in enumerate(entries)])
 
 
-def _load(entry: CodecEntry, key: str) -> LoadedCodec:
+def _load(entry: CodecEntry, key: str, settings: Settings) -> LoadedCodec:
     loaded = LoadedCodec(entry=entry)
     try:
         loaded.spec = _spec(entry, key)
@@ -144,6 +144,8 @@ def _load(entry: CodecEntry, key: str) -> LoadedCodec:
         give_up(loaded, error)
         return loaded
     loaded.codec = codec
+    if not codec.trained and not settings.allow_untrained:
+        loaded.unavailable = "it is untrained: random weights, for tests only; the server needs --allow-untrained"
     if content:
         loaded.file_bytes, loaded.file_sha256 = len(content), hashlib.sha256(content).digest()
     return loaded

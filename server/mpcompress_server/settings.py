@@ -110,6 +110,8 @@ class Settings(_Section):
     """HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 takes a free one."""
     grace_s: Seconds = 30.0
     """How long unfinished items have after SIGTERM."""
+    allow_untrained: bool = False
+    """Serve codecs of random weights, which only tests want; else they are listed as unavailable."""
     plugins: tuple[str, ...] = ()
     """Python modules to import at start; they register codec families."""
     limits: Limits = Limits()
