@@ -32,7 +32,7 @@ from mpcompress.picture.coding import PictureJob, Progress
 from mpcompress.picture.decode import PictureDecoder
 from mpcompress.picture.engine import check_sides, engine
 from mpcompress.picture.features import decode_features, encode_features
-from mpcompress.picture.packing import packing
+from mpcompress.picture.packing import ChannelTiles, packing
 from mpcompress.picture.quantize import Bounds
 from mpcompress.picture.state import PictureState
 from mpcompress.picture.strips import MAX_STRIPS
@@ -43,6 +43,7 @@ __all__ = ["PictureCodec", "PictureOptions", "load"]
 
 BITSTREAM_VERSION = 1
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 _PARAMETERS = ("speed", "strips", "trun_high", "trun_low")
 
 
@@ -91,7 +92,8 @@ class PictureCodec(FeatureCodec):
     `compress` and `decompress` take a cancel token and stop within a fraction of a second when it is set, without
     leaving a process or a file behind.
 
-    Without its encoder it still decodes; then `unavailable_reason` says why it cannot compress, and `resolve` raises it.
+    Without its encoder it still decodes; then `unavailable_reason` says why it cannot compress, and `resolve` raises
+    that.
 
     Args:
         codec_id: its id.
@@ -117,9 +119,8 @@ class PictureCodec(FeatureCodec):
         self._packing = packing(options.model_type)
         self._bounds = Bounds.of(options.trun_low, options.trun_high)
         default_qp = self._engine.default_qp if options.qp is None else options.qp
-        self._engine.check(
-            bit_depth=options.bit_depth, qp=default_qp, speed=options.speed or self._engine.default_speed
-        )
+        self._speed = options.speed or self._engine.default_speed
+        self._engine.check(bit_depth=options.bit_depth, qp=default_qp, speed=self._speed)
         low, high = self._engine.qp_range(options.bit_depth)
         self.qp = QpRange(minimum=8 * low, maximum=8 * high, default=8 * default_qp)
         self.fingerprint = fingerprint_of([("family", family.encode()), ("version", bytes([BITSTREAM_VERSION]))])
@@ -143,10 +144,10 @@ class PictureCodec(FeatureCodec):
     def resolve(self, specs: Sequence[TensorSpec], params: CodingParams) -> CodingParams:
         """See `FeatureCodec.resolve`. Family parameters: speed, strips, trun_low, trun_high.
 
-        token_res and prefix_tokens have no bearing on a picture and are dropped; qp is a whole number.
+        token_res matters to packings that know a grid; prefix_tokens follow from it. qp is a whole number.
         """
         self._engine.require()
-        shape = self._check_specs(specs)
+        shape, grid = self._check_specs(specs, params)
         for name in ("target_bpfp", "target_nmse"):
             if getattr(params, name) is not None:
                 raise InvalidInputError(f"codec {self.id} takes a qp, not {name}", field=f"params.{name}")
@@ -157,7 +158,7 @@ class PictureCodec(FeatureCodec):
         qp_eighths = self.qp.default if params.qp_eighths is None and self.qp else params.qp_eighths
         if qp_eighths is None or qp_eighths % 8:
             raise InvalidInputError(f"codec {self.id} takes a whole qp", field="params.qp_eighths")
-        speed = str(given.get("speed") or self._options.speed or self._engine.default_speed)
+        speed = str(given.get("speed") or self._speed)
         self._engine.check(bit_depth=self._options.bit_depth, qp=qp_eighths // 8, speed=speed)
         strips = given.get("strips", 0)
         if type(strips) is not int or not 0 <= strips <= MAX_STRIPS:
@@ -167,7 +168,7 @@ class PictureCodec(FeatureCodec):
         (bounds or self._bounds).shaped(shape)
         if bounds is not None:
             family += [("trun_high", bounds.high), ("trun_low", bounds.low)]
-        return CodingParams(qp_eighths=qp_eighths, family=tuple(sorted(family)))
+        return CodingParams(qp_eighths=qp_eighths, token_res=grid, family=tuple(sorted(family)))
 
     def compress(
         self,
@@ -196,7 +197,7 @@ class PictureCodec(FeatureCodec):
             h,
             engine=self._engine,
             decoder=self._decoder,
-            layout=self._packing,
+            layout=self._packing.for_grid(params.token_res, self._packing.canonical(h.shape)[2]),
             bounds=bounds,
             per_layer=len(self._bounds.low) > 1,
             job=job,
@@ -232,16 +233,19 @@ class PictureCodec(FeatureCodec):
             decoded.append({"h_hat": _cast(h_hat, spec.dtype)})
         return decoded
 
-    def _check_specs(self, specs: Sequence[TensorSpec]) -> tuple[int, int, int, int]:
-        """The 4-D shape of the one tensor."""
+    def _check_specs(
+        self, specs: Sequence[TensorSpec], params: CodingParams
+    ) -> tuple[tuple[int, int, int, int], tuple[int, int] | None]:
+        """The 4-D shape of the one tensor, and the grid if the packing knows one."""
         if len(specs) != 1 or specs[0].name != "h":
             names = ", ".join(repr(spec.name) for spec in specs) or "none"
             raise InvalidInputError(f"codec {self.id} takes one tensor, 'h'; got {names}", field="tensors")
         if specs[0].dtype not in _DTYPES:
             raise InvalidInputError(f"h is {specs[0].dtype}, not {', '.join(_DTYPES)}", field="tensors[0].dtype")
         shape = self._packing.canonical(specs[0].shape)
-        check_sides(*self._packing.picture_shape(shape))
-        return shape
+        layout = self._packing.for_grid(params.token_res, shape[2])
+        check_sides(*layout.picture_shape(shape))
+        return shape, layout.grid if isinstance(layout, ChannelTiles) else None
 
     @staticmethod
     def _given_bounds(given: Mapping[str, Any]) -> Bounds | None:
@@ -255,7 +259,7 @@ def _cast(h_hat: Array, dtype: str) -> Array:
     """To the dtype of the unit; what that cannot hold becomes its largest value."""
     if dtype == "float32":
         return h_hat
-    limit = float(ml_dtypes.finfo(_DTYPES[dtype]).max)
+    limit = _LARGEST[dtype]
     return np.clip(h_hat, -limit, limit).astype(_DTYPES[dtype])
 
 

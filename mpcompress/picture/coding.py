@@ -65,8 +65,8 @@ def encode_picture(
     """Encodes a picture (H, W) of uint16 samples.
 
     Raises:
-        InvalidInputError, CodecUnavailableError, CodecCrashedError, CodingCancelledError: of the first strip that fails;
-            no process of another strip is left.
+        InvalidInputError, CodecUnavailableError, CodecCrashedError, CodingCancelledError: of the first strip that
+            fails; no process of another strip is left.
     """
     decoder.require(engine.format, job.bit_depth)
     heights = plan_strips(picture, bit_depth=job.bit_depth, qp=job.qp, requested=job.strips, parallel=job.parallel)

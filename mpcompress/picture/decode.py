@@ -93,8 +93,8 @@ class PictureDecoder:
             raw_bytes = height * width * (1 if bit_depth == 8 else 2)
             raw, _ = self._vtm.decode(stream, raw_bytes=raw_bytes, bit_depth=bit_depth, cancel=cancel)
             return _samples(raw, bit_depth).reshape(height, width)
-        # Encoders with a smallest frame or 4:2:0 extend the frame; its sides stay below the next multiple of 16.
-        max_samples = (height + 32) * (width + 32)
+        # Encoders with a smallest frame or 4:2:0 extend it by some samples, and FFmpeg counts aligned lines.
+        max_samples = (height + 128) * (width + 128)
         if stream in OWN_STREAMS:
             try:
                 frames = pyav.decode_frames(form, stream, max_samples)
@@ -141,7 +141,7 @@ def _decode_elsewhere(
         raw = scratch.take("picture", limits.file_bytes)
     if ended.returncode:
         raise CorruptBitstreamError(f"the {form} decoder refuses the bitstream: {ended.how}")
-    return [pyav.Frame(*entry, samples=raw) for entry in json.loads(ended.output)]
+    return [pyav.Frame(entry[0], entry[1], entry[2], raw) for entry in json.loads(ended.output)]
 
 
 def _the_frame(frames: list[pyav.Frame], height: int, width: int, bit_depth: int) -> Picture:

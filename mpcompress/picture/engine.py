@@ -47,7 +47,7 @@ class PictureEngine(ABC):
 
     @abstractmethod
     def banner(self) -> str:
-        """The encoder and its version, at most 128 characters. Raises CodecUnavailableError."""
+        """Name and version, short: every unit carries it. At most 128 characters. Raises CodecUnavailableError."""
 
     @abstractmethod
     def qp_range(self, bit_depth: int) -> tuple[int, int]:
@@ -119,7 +119,7 @@ def check_picture(picture: Picture, bit_depth: int) -> None:
     """Raises InvalidInputError unless `picture` is a frame of samples of that depth."""
     if picture.ndim != 2 or picture.dtype != np.uint16:
         raise InvalidInputError(f"a picture is a uint16 array (H, W), not {picture.dtype} {picture.shape}")
-    check_sides(*picture.shape)
+    check_sides(picture.shape[0], picture.shape[1])
     if int(picture.max()) >> bit_depth:
         raise InvalidInputError(f"a sample of {int(picture.max())} does not fit {bit_depth} bits")
 

@@ -58,7 +58,7 @@ class Finished:
 
     @property
     def how(self) -> str:
-        """ "exit status 1" or "signal SIGSEGV", with the last thing it said."""
+        """For messages: exit status or signal, with the last thing it said."""
         ending = f"exit status {self.returncode}"
         if self.returncode < 0:
             ending = f"signal {signal.Signals(-self.returncode).name}"
@@ -73,6 +73,7 @@ def run(
     what: str,
     cancel: CancelToken | None = None,
     pass_fds: Sequence[int] = (),
+    tail_bytes: int = _TAIL_BYTES,
 ) -> Finished:
     """Runs `argv` to its end.
 
@@ -82,6 +83,7 @@ def run(
         what: the program in words, for messages ("the VTM encoder").
         cancel: gives up when set.
         pass_fds: file descriptors the program inherits under the same numbers.
+        tail_bytes: how much of the end of each output to keep.
 
     Raises:
         CodingCancelledError: `cancel` was set.
@@ -103,7 +105,7 @@ def run(
         cwd="/",
     ) as process:
         try:
-            tails = _drain(process, time.monotonic() + limits.wall_s, cancel, what)
+            tails = _drain(process, time.monotonic() + limits.wall_s, cancel, what, tail_bytes)
         finally:
             # Before the leader is reaped: until then the group's number cannot become someone else's.
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -118,7 +120,7 @@ def run(
 
 
 def _drain(
-    process: subprocess.Popen[bytes], deadline: float, cancel: CancelToken | None, what: str
+    process: subprocess.Popen[bytes], deadline: float, cancel: CancelToken | None, what: str, tail_bytes: int
 ) -> tuple[bytearray, bytearray]:
     """Reads both outputs until the program has ended; returns their tails."""
     tails = (bytearray(), bytearray())
@@ -133,7 +135,7 @@ def _drain(
             for key, _ in ready:
                 data = os.read(key.fd, 1 << 16)
                 key.data.extend(data)
-                del key.data[:-_TAIL_BYTES]
+                del key.data[:-tail_bytes]
                 if not data:
                     selector.unregister(key.fileobj)
             if ended and (not ready or not selector.get_map()):

@@ -61,7 +61,8 @@ def decode_frames(name: str, stream: bytes, max_samples: int) -> list[Frame]:
     import av
 
     try:
-        context = av.CodecContext.create(name, "r")
+        # Which class of context comes back follows from the name.
+        context: Any = av.CodecContext.create(name, "r")
         context.thread_count = 1
         context.options = {"max_pixels": str(max_samples), "err_detect": "explode"}
         frames = context.decode(av.Packet(stream)) + context.decode(None)

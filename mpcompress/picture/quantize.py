@@ -1,6 +1,7 @@
 """Features to samples and back: clip to bounds, then a uniform quantiser.
 
-    q = round((clip(x, low, high) - low) * (2^depth - 1) / (high - low))        x_hat = q * (high - low) / (2^depth - 1) + low
+    q     = round((clip(x, low, high) - low) * (2^depth - 1) / (high - low))
+    x_hat = q * (high - low) / (2^depth - 1) + low
 
 in float64. Bounds are float32 numbers, because that is how they travel.
 """
@@ -75,12 +76,14 @@ class UniformQuantizer:
         low, span = bounds.shaped(features.shape)
         levels = (1 << bit_depth) - 1
         scaled = (features.astype(np.float64) - low) * (levels / span)
-        return np.rint(np.clip(scaled, 0, levels)).astype(np.uint16)
+        samples: NDArray[np.uint16] = np.rint(np.clip(scaled, 0, levels)).astype(np.uint16)
+        return samples
 
     def dequantize(self, samples: NDArray[np.uint16], bounds: Bounds, bit_depth: int) -> NDArray[np.float32]:
         """Integers to features."""
         low, span = bounds.shaped(samples.shape)
-        return (samples * (span / ((1 << bit_depth) - 1)) + low).astype(np.float32)
+        features: NDArray[np.float32] = (samples * (span / ((1 << bit_depth) - 1)) + low).astype(np.float32)
+        return features
 
 
 # By the name that configurations use (quant_type); add your own.

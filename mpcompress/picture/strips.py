@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,13 +57,14 @@ def plan_strips(picture: Picture, *, bit_depth: int, qp: int, requested: int = 0
     if count <= 1:
         return (rows,)
     edges = [rows * index // count // _ALIGNMENT * _ALIGNMENT for index in range(count)] + [rows]
-    return tuple(below - above for above, below in zip(edges, edges[1:], strict=False))
+    return tuple(below - above for above, below in pairwise(edges))
 
 
 def expected_bytes(picture: Picture, bit_depth: int, qp: int) -> float:
     """About what coding a picture takes, from its 8 x 8 DCT coefficients in quantiser steps.
 
-    Within a factor of about 1.5 of VTM on features at QP 22 to 37: good enough to tell 1 kB from 10.
+    Within a factor of 1.7 of VTM and x265 on ViT features at QP 12 to 37: good enough to tell 1 kB from 10. One bit per
+    octave of each coefficient above half a step.
     """
     rows, columns = (side // _BLOCK * _BLOCK for side in picture.shape)
     if not rows or not columns:
@@ -73,7 +75,7 @@ def expected_bytes(picture: Picture, bit_depth: int, qp: int) -> float:
     # The mean of a block is predicted from its neighbour.
     coefficients[:, 1:, 0, 0] -= coefficients[:, :-1, 0, 0].copy()
     step = 2.0 ** ((qp - 4) / 6) * 2.0 ** (bit_depth - 8)
-    bits = np.log2(1 + np.square(coefficients / step)).sum(dtype=np.float64) * 0.75
+    bits = np.log2(1 + 4 * np.square(coefficients / step)).sum(dtype=np.float64)
     return float(bits / 8 * picture.size / (rows * columns))
 
 
@@ -81,6 +83,7 @@ def expected_bytes(picture: Picture, bit_depth: int, qp: int) -> float:
 def _dct() -> NDArray[np.float32]:
     """Orthonormal DCT-II, frequencies by samples."""
     index = np.arange(_BLOCK)
-    basis = np.cos(np.pi * np.outer(index, 2 * index + 1) / (2 * _BLOCK)) * np.sqrt(2 / _BLOCK)
+    basis: NDArray[np.float64] = np.cos(np.pi * np.outer(index, 2 * index + 1) / (2 * _BLOCK)) * np.sqrt(2 / _BLOCK)
     basis[0] /= np.sqrt(2)
-    return basis.astype(np.float32)
+    single: NDArray[np.float32] = basis.astype(np.float32)
+    return single

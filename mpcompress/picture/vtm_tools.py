@@ -7,6 +7,7 @@ this project.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,7 +76,7 @@ class VtmTools:
         raise CodecUnavailableError(f"no bin/{name}Static or bin/{name} in {folder}: {_REMEDY}")
 
     def banner(self) -> str:
-        """ "VTM 23.13 [Linux][GCC 12.2.0]...": read once per program file."""
+        """Name and version, "VTM 23.13": read once per program file. Raises CodecUnavailableError."""
         path = self.encoder
         return _banner(str(path), path.stat().st_mtime_ns)
 
@@ -170,9 +171,7 @@ def decode_limits(raw_bytes: int) -> Limits:
 @lru_cache(maxsize=8)
 def _banner(program: str, _modified_ns: int) -> str:
     limits = Limits(wall_s=60, cpu_s=10, memory_bytes=1 << 30, file_bytes=1 << 20)
-    # Without arguments it prints its banner and its help, and fails. The help fills more than the tail that is kept.
+    # An option it does not know makes it print its banner and fail; without any it prints pages of help as well.
     ended = run([program, "--version"], limits=limits, what="the VTM encoder")
-    for line in (ended.output + ended.errors).splitlines():
-        if "Version" in line:
-            return line.strip().removeprefix("VVCSoftware: ").replace("Encoder Version ", "")[:128]
-    return "VTM, version unknown"
+    version = re.search(r"Encoder Version (\S+)", ended.output + ended.errors)
+    return f"VTM {version[1][:64]}" if version else "VTM of unknown version"

@@ -45,8 +45,9 @@ class VvencEngine(PictureEngine):
 
     def banner(self) -> str:
         """See `PictureEngine.banner`."""
-        first = self._version().partition("\n")[0]
-        return f"libvvenc in {first}"[:128]
+        self.require()
+        # "ffmpeg version n9.0.2-17-g2a571b6068 Copyright ..."
+        return f"libvvenc in ffmpeg {self._version().split()[2]}"[:128]
 
     def qp_range(self, bit_depth: int) -> tuple[int, int]:
         """See `PictureEngine.qp_range`."""
@@ -56,7 +57,7 @@ class VvencEngine(PictureEngine):
         """What `ffmpeg -version` prints: its version and how it was configured; asked once."""
         if not hasattr(self, "_version_text"):
             limits = Limits(wall_s=60, cpu_s=10, memory_bytes=4 << 30, file_bytes=1 << 20)
-            self._version_text = run([_ffmpeg(), "-version"], limits=limits, what="ffmpeg").output
+            self._version_text = run([_ffmpeg(), "-version"], limits=limits, what="ffmpeg", tail_bytes=1 << 16).output
         return self._version_text
 
     def _encode(self, picture: Picture, bit_depth: int, qp: int, speed: str, cancel: CancelToken | None) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class X265Engine(PictureEngine):
 
         rows, columns = (max(_MIN_SIDE, side) for side in picture.shape)
         pixel_format = {8: "gray", 10: "gray10le", 12: "gray12le"}[bit_depth]
-        samples = pad(picture, rows, columns).astype(np.uint8 if bit_depth == 8 else np.uint16, copy=False)
+        samples: Any = pad(picture, rows, columns).astype(np.uint8 if bit_depth == 8 else np.uint16, copy=False)
         # No pools: one thread. No info: x265 would write its name and options, 2 kB, into every stream.
         parameters = f"qp={qp}:keyint=1:pools=none:frame-threads=1:log-level=none:info=0:repeat-headers=1"
         try:
