@@ -12,6 +12,7 @@ import click
 from mpcompress_client.cli.calibrate import calibrate
 from mpcompress_client.cli.coding import compress, decompress
 from mpcompress_client.cli.info import codecs, inspect
+from mpcompress_client.cli.neural import import_checkpoint
 from mpcompress_client.errors import MPCompressError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -55,7 +56,7 @@ def cli(debug: bool) -> None:
     """Compress feature tensors, through a server or on this device."""
 
 
-for _command in (compress, decompress, codecs, inspect, calibrate):
+for _command in (compress, decompress, codecs, inspect, calibrate, import_checkpoint):
     cli.add_command(_command)
 
 

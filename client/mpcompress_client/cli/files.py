@@ -18,6 +18,8 @@ from mpcompress_proto.tensors import Array
 
 # numpy gives its file format no types.
 _FORMAT: Any = np.lib.format
+# What numpy and zipfile raise for files that are not theirs.
+_BROKEN = (ValueError, EOFError, SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 SUFFIXES = (".npy", ".npz", ".safetensors")
 
 
@@ -51,16 +53,17 @@ def write_arrays(path: Path, arrays: Array | Mapping[str, Array]) -> None:
         named = arrays if isinstance(arrays, Mapping) else {"h": arrays}
         write_whole(path, safetensors_file.to_bytes(named))
         return
-    buffer = io.BytesIO()
-    if isinstance(arrays, Mapping):
-        if path.suffix == ".npy":
-            raise InvalidRequestError(f"{path}: there are {len(arrays)} tensors; use .npz or .safetensors")
-        np.savez(buffer, allow_pickle=False, **{name: _numpy_knows(array) for name, array in arrays.items()})
-    elif path.suffix == ".npz":
-        np.savez(buffer, allow_pickle=False, h=_numpy_knows(arrays))
+    if path.suffix == ".npz":
+        named = arrays if isinstance(arrays, Mapping) else {"h": arrays}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, array in named.items():
+                archive.writestr(f"{name}.npy", _npy(array))
+        write_whole(path, buffer.getvalue())
+    elif isinstance(arrays, Mapping):
+        raise InvalidRequestError(f"{path}: there are {len(arrays)} tensors; use .npz or .safetensors")
     else:
-        np.save(buffer, _numpy_knows(arrays), allow_pickle=False)
-    write_whole(path, buffer.getvalue())
+        write_whole(path, _npy(arrays))
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -78,31 +81,24 @@ def write_whole(path: Path, data: bytes) -> None:
         raise
 
 
-def _numpy_knows(array: Array) -> Array:
-    return array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+def _npy(array: Array) -> bytes:
+    buffer = io.BytesIO()
+    known = array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+    np.save(buffer, known, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _read_npy(path: Path) -> Array:
     try:
-        # Mapped, so that a header cannot ask for more memory than the file has bytes.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
-        return _small(path, error)
-    if not isinstance(array, np.ndarray):
-        raise InvalidRequestError(f"{path} is no .npy file")
-    return _real(path, array)
-
-
-def _small(path: Path, error: Exception) -> Array:
-    """An array that cannot be mapped because it is empty: it is refused later, with the right words."""
-    if path.stat().st_size < 1 << 16:
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, SyntaxError, MemoryError) as reason:
-            raise InvalidRequestError(f"{path}: {reason}") from reason
-        if isinstance(array, np.ndarray):
-            return _real(path, array)
-    raise InvalidRequestError(f"{path}: {error}") from error
+        with path.open("rb") as file:
+            needed = _declared_bytes(file)
+            left = path.stat().st_size - file.tell()
+        if needed > left:
+            raise InvalidRequestError(f"{path} is shorter than its header says")
+        # Nothing can be mapped from an empty range.
+        return _real(path, np.load(path, mmap_mode="r" if needed else None, allow_pickle=False))
+    except _BROKEN as error:
+        raise _refused(path, error) from error
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
@@ -119,22 +115,26 @@ def _read_npz(path: Path) -> dict[str, Array]:
                 with archive.open(info) as member:
                     array = _FORMAT.read_array(member, allow_pickle=False)
                 arrays[info.filename.removesuffix(".npy")] = _real(path, array)
-    except (ValueError, EOFError, SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
-        if isinstance(error, InvalidRequestError):
-            raise
-        raise InvalidRequestError(f"{path}: {error}") from error
+    except _BROKEN as error:
+        raise _refused(path, error) from error
     return arrays
 
 
-def _declared_bytes(member: Any) -> int:
-    """Bytes that the .npy header at the start of `member` promises."""
-    major = _FORMAT.read_magic(member)[0]
+def _declared_bytes(file: Any) -> int:
+    """Bytes that the .npy header at the start of `file` promises. Raises ValueError for a header that is none."""
+    major = _FORMAT.read_magic(file)[0]
     read = _FORMAT.read_array_header_1_0 if major == 1 else _FORMAT.read_array_header_2_0
-    shape, _, dtype = read(member)
+    shape, _, dtype = read(file)
     count = 1
     for side in shape:
+        if side < 0:
+            raise ValueError(f"a shape of {shape}")
         count *= side
     return count * int(dtype.itemsize)
+
+
+def _refused(path: Path, error: Exception) -> InvalidRequestError:
+    return error if isinstance(error, InvalidRequestError) else InvalidRequestError(f"{path}: {error}")
 
 
 def _real(path: Path, array: Array) -> Array:
