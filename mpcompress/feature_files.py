@@ -39,9 +39,12 @@ class FeatureTensor:
     _read: Callable[[], Array]
 
     def read(self) -> NDArray[np.float32]:
-        """Float32 (L, C). Raises InvalidInputError for NaN and infinity."""
-        with np.errstate(over="ignore"):
-            x = np.ascontiguousarray(self._read(), np.float32)
+        """Float32 (L, C). Raises InvalidInputError for NaN and infinity, and for a file that ends too early."""
+        try:
+            with np.errstate(over="ignore"):
+                x = np.ascontiguousarray(self._read(), np.float32)
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{self.name}: {error}", field="sources") from error
         finite = np.isfinite(x)
         if not finite.all():
             token, channel = np.unravel_index(int(np.argmin(finite)), x.shape)
@@ -128,6 +131,8 @@ def _safetensors_heads(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[
         if not 2 <= size <= path.stat().st_size - 8:
             raise InvalidInputError(f"{path.name}: not a safetensors file", field="sources")
         header = json.loads(file.read(size))
+    if not isinstance(header, dict):
+        raise InvalidInputError(f"{path.name}: not a safetensors file", field="sources")
     heads: dict[str, tuple[tuple[int, ...], np.dtype[Any], int]] = {}
     for key in sorted(header.keys() - {"__metadata__"}):
         entry = header[key]

@@ -1,0 +1,174 @@
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpcompress.calibrate import calibrate
+from mpcompress.codec import CodingParams, TensorSpec, Unit
+from mpcompress.errors import InvalidInputError
+from mpcompress.metrics import nmse
+from mpcompress.registry import CodecSpec, load
+
+CHANNELS = 10
+MIXING = np.random.default_rng(3).normal(size=(CHANNELS, CHANNELS)) * 2.0 ** -np.arange(CHANNELS)[:, None]
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+def tensors(count: int, height: int = 6, width: int = 6, prefix: int = 0, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        noise = rng.normal(size=(height, width, CHANNELS))
+        for axis in (0, 1):
+            noise = noise + np.roll(noise, 1, axis) + np.roll(noise, -1, axis)
+        tokens = np.concatenate([rng.normal(size=(prefix, CHANNELS)), noise.reshape(-1, CHANNELS)])
+        found.append((tokens @ MIXING).astype(np.float32))
+    return found
+
+
+def round_trip(path: Path, codec_id: str, x: np.ndarray, **params) -> tuple[int, np.ndarray]:
+    codec = load(CodecSpec(id=codec_id, family="klt", weights=str(path)))
+    spec = TensorSpec(name="h", dtype=x.dtype.name, shape=x.shape)
+    (coded,) = codec.compress([{"h": x}], codec.resolve([spec], CodingParams(**params)))
+    unit = Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))
+    codec.check_unit(unit)
+    return len(coded.strings[0]), codec.decompress([unit])[0]["h_hat"]
+
+
+def test_sixteen_tensors_make_a_codec(tmp_path):
+    result = calibrate(tensors(16), codec_id="mine", description="My model, last layer.", token_res=(6, 6))
+    result.save(tmp_path / "mine.safetensors")
+    (fresh,) = tensors(1, seed=9)
+    size, out = round_trip(tmp_path / "mine.safetensors", "mine", fresh)
+    assert nmse(fresh, out) < 0.2
+    assert size < fresh.nbytes / 8
+    report = result.report
+    assert (report.tensors, report.held_out, report.channels) == (14, 2, CHANNELS)
+    assert any("256 are recommended" in warning for warning in report.warnings)
+    errors = [point.nmse for point in report.points]
+    rates = [point.bpfp for point in report.points]
+    assert errors == sorted(errors)
+    assert rates == sorted(rates, reverse=True)
+    card = (tmp_path / "mine.md").read_text(encoding="utf-8")
+    assert "My model, last layer." in card
+    assert "14 tensors" in card
+    assert result.fingerprint.hex() in card
+    assert all(f"| {point.qp_eighths / 8:g} |" in card for point in report.points)
+
+
+def test_the_report_tells_what_coding_gives(tmp_path):
+    training, held_out = tensors(40), tensors(8, seed=5)
+    result = calibrate(training, codec_id="mine", description="d", token_res=(6, 6), held_out=held_out)
+    result.save(tmp_path / "c.safetensors")
+    (point,) = [point for point in result.report.points if point.qp_eighths == 192]
+    coded = [round_trip(tmp_path / "c.safetensors", "mine", x) for x in held_out]
+    measured = [nmse(x, out) for x, (_, out) in zip(held_out, coded, strict=True)]
+    rates = [8 * (size + 48) / held_out[0].size for size, _ in coded]
+    assert np.isclose(point.nmse, np.mean(measured), rtol=1e-3)
+    assert np.isclose(point.worst_nmse, max(measured), rtol=1e-3)
+    assert np.isclose(point.bpfp, np.mean(rates))
+    assert result.report.tensors == 40
+
+
+def test_files_lists_and_iterators_give_the_same_codec(tmp_path):
+    training = tensors(20, prefix=1)
+    for number, x in enumerate(training):
+        np.save(tmp_path / f"{number:02d}.npy", x)
+    options = {"codec_id": "mine", "description": "d", "token_res": (6, 6), "prefix_tokens": 1}
+    from_files = calibrate(tmp_path, **options)
+    assert calibrate(training, **options).file == from_files.file
+    assert calibrate((x for x in training), **options).file == from_files.file
+    assert calibrate([np.stack(training)], **options).file == from_files.file
+    assert calibrate(sorted(tmp_path.iterdir()), **options).file == from_files.file
+
+
+def test_real_features_calibrate_and_a_foreign_tensor_is_reported(tmp_path):
+    features = np.load(DATA / "features_final.npy").astype(np.float32)[:, 1:, :48]
+    crops = [
+        features[n].reshape(16, 16, 48)[a : a + 8, b : b + 8].reshape(64, 48)
+        for n in range(3)
+        for a in (0, 4, 8)
+        for b in (0, 4, 8)
+    ]
+    result = calibrate(crops, codec_id="crops", description="d", token_res=(8, 8))
+    result.save(tmp_path / "c.safetensors")
+    fresh = features[3].reshape(16, 16, 48)[:8, :8].reshape(64, 48)
+    assert nmse(fresh, round_trip(tmp_path / "c.safetensors", "crops", fresh)[1]) < 0.3
+    assert nmse(features[3], round_trip(tmp_path / "c.safetensors", "crops", features[3], token_res=(16, 16))[1]) < 0.3
+
+
+def test_sequences_of_many_lengths(tmp_path):
+    rng = np.random.default_rng(0)
+    training = [rng.normal(size=(int(n), CHANNELS)).cumsum(axis=0) @ MIXING for n in rng.integers(20, 120, size=20)]
+    result = calibrate(training, codec_id="text", description="d")
+    assert result.report.token_res is None
+    assert any("lengths from" in warning for warning in result.report.warnings)
+    result.save(tmp_path / "c.safetensors")
+    x = (rng.normal(size=(333, CHANNELS)).cumsum(axis=0) @ MIXING).astype(np.float32)
+    assert nmse(x, round_trip(tmp_path / "c.safetensors", "text", x)[1]) < 0.2
+
+
+def test_square_token_counts_without_a_grid_are_pointed_out():
+    report = calibrate(tensors(16, prefix=1), codec_id="mine", description="d").report
+    assert any("1 prefix tokens and 6 x 6 patches" in warning for warning in report.warnings)
+
+
+def test_progress_is_told():
+    told = []
+    calibrate(tensors(16), codec_id="mine", description="d", token_res=(6, 6), progress=lambda *args: told.append(args))
+    stages = list(dict.fromkeys(stage for _, _, stage in told))
+    assert stages == ["moments", "scales", "tiles", "tables", "held out"]
+    assert all(0 <= done <= total for done, total, _ in told)
+
+
+def test_notes_and_report_are_in_the_file(tmp_path):
+    result = calibrate(tensors(16), codec_id="mine", description="d", token_res=(6, 6), notes={"Licence": "CC0"})
+    assert "- **Licence**: CC0" in result.model_card()
+    result.save(tmp_path / "c.safetensors")
+    codec = load(CodecSpec(id="mine", family="klt", weights=str(tmp_path / "c.safetensors")))
+    assert codec.model.card["notes"] == {"Licence": "CC0"}
+    assert codec.model.card["tensors"] == 14
+    json.dumps(dict(codec.model.card))
+
+
+NAN = np.full((36, CHANNELS), np.nan, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("training", "options", "message"),
+    [
+        (tensors(15), {}, "15 tensors; at least 16"),
+        ([], {}, "0 tensors"),
+        ([*tensors(20), NAN], {}, r"array 20\[0, 0\] is nan"),
+        ([np.ones((36, CHANNELS), np.float32)] * 20, {}, "constant"),
+        ([*tensors(20), np.zeros((36, 11), np.float32)], {}, "array 20 has 11 channels, array 0 has 10"),
+        (tensors(20, height=5), {}, "30 tokens: not 0 prefix tokens and a grid of 6 x 6"),
+        (tensors(20), {"prefix_tokens": 1}, "36 tokens: not 1 prefix tokens"),
+        (tensors(20), {"prefix_tokens": 36, "token_res": None}, "36 tokens: not 36 prefix tokens and any tokens"),
+        (tensors(20), {"prefix_tokens": -1}, "-1 prefix tokens"),
+        (tensors(20), {"token_res": (0, 6)}, r"grid \(0, 6\)"),
+        (tensors(20), {"codec_id": "Not An Id"}, "codec id"),
+        (tensors(20), {"held_out": [np.zeros((36, 11))]}, "11 channels"),
+    ],
+)
+def test_nonsense_is_refused(training, options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        calibrate(training, **{"codec_id": "mine", "description": "d", "token_res": (6, 6), **options})
+
+
+def test_memory_does_not_grow_with_the_number_of_tensors(tmp_path):
+    def peak(count: int) -> int:
+        for number in range(count):
+            np.save(
+                tmp_path / f"{number}.npy", np.random.default_rng(number).normal(size=(1024, 32)).astype(np.float32)
+            )
+        tracemalloc.start()
+        calibrate(tmp_path, codec_id="mine", description="d", token_res=(32, 32))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    # 40 tensors more are 5 MB more to read; what is kept of each is one tile, 32 kB.
+    assert peak(60) < peak(20) + 2.5e6

@@ -1,0 +1,79 @@
+"""Small calibrated codecs and features like those they were calibrated on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpcompress.calibrate import CalibrationResult, calibrate
+from mpcompress.codec import Coded, CodingParams, TensorSpec, Unit
+from mpcompress.registry import load, preset
+from mpcompress.transforms.klt_codec import KltCodec
+from mpcompress.transforms.klt_model import KltModel
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+CHANNELS = 12
+MIXING = np.random.default_rng(7).normal(size=(CHANNELS, CHANNELS)) * 2.0 ** -np.arange(CHANNELS)[:, None]
+
+
+def smooth(rng: np.random.Generator, height: int, width: int, prefix: int = 0) -> np.ndarray:
+    """(prefix + height * width, 12) features that are smooth over the grid and correlated over the channels."""
+    noise = rng.normal(size=(height, width, CHANNELS))
+    for axis in (0, 1):
+        noise = noise + np.roll(noise, 1, axis) + np.roll(noise, -1, axis)
+    tokens = noise.reshape(-1, CHANNELS) @ MIXING + 3
+    return np.concatenate([rng.normal(size=(prefix, CHANNELS)) @ MIXING - 1, tokens]).astype(np.float32)
+
+
+def calibrated(kind: str) -> CalibrationResult:
+    rng = np.random.default_rng(1)
+    if kind == "grid":
+        tensors = [smooth(rng, 7, 5, 2) for _ in range(30)]
+        return calibrate(tensors, codec_id="tiny-grid", description="d", prefix_tokens=2, token_res=(7, 5))
+    lengths = rng.integers(60, 200, size=30)
+    return calibrate([smooth(rng, 1, n) for n in lengths], codec_id="tiny-sequence", description="d")
+
+
+@pytest.fixture(scope="session")
+def grid_codec() -> KltCodec:
+    """2 prefix tokens, 7 x 5 patches."""
+    return KltCodec(KltModel.from_bytes(calibrated("grid").file))
+
+
+@pytest.fixture(scope="session")
+def sequence_codec() -> KltCodec:
+    """Sequences of any length."""
+    return KltCodec(KltModel.from_bytes(calibrated("sequence").file))
+
+
+@pytest.fixture(scope="session", params=["block6", "final"])
+def shipped(request) -> tuple[KltCodec, np.ndarray]:
+    """A shipped codec and real features of its tap, float16 (4, 257, 384), of pictures it was not calibrated on."""
+    codec = load(preset(f"klt-imgfocus-vits14-{request.param}"))
+    assert isinstance(codec, KltCodec)
+    return codec, np.load(DATA / f"features_{request.param}.npy")
+
+
+def spec_of(x: np.ndarray) -> TensorSpec:
+    return TensorSpec(name="h", dtype=x.dtype.name, shape=x.shape)
+
+
+def code(codec: KltCodec, x: np.ndarray, **params) -> tuple[Coded, Unit, np.ndarray]:
+    """Compresses, checks the unit, decompresses."""
+    resolved = codec.resolve([spec_of(x)], CodingParams(**params))
+    (coded,) = codec.compress([{"h": x}], resolved)
+    unit = Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec_of(x),))
+    codec.check_unit(unit)
+    return coded, unit, codec.decompress([unit])[0]["h_hat"]
+
+
+@pytest.fixture(scope="session")
+def tools():
+    """The helpers of this file, for tests that importlib mode keeps from importing it."""
+
+    class Tools:
+        smooth = staticmethod(smooth)
+        spec_of = staticmethod(spec_of)
+        code = staticmethod(code)
+
+    return Tools
