@@ -19,6 +19,13 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 _MAX_DEFAULT_THREADS = 4
 # A thread inside a codec cannot be stopped: this long after the grace period the process ends regardless.
 _STUCK_S = 5.0
+_TWICE = 130
+_EXAMPLES = """\b
+Examples:
+  mpcompress-server serve
+  mpcompress-server serve --listen 0.0.0.0:50051 --log-format json
+  mpcompress-server serve --config server.toml --port-file /run/mpcompress.port
+"""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,7 +34,7 @@ def main() -> None:
     """Compress and decompress feature tensors over gRPC."""
 
 
-@main.command()
+@main.command(epilog=_EXAMPLES)
 @click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="TOML file; without it every shipped codec."
 )
@@ -52,14 +59,7 @@ def serve(
     log_format: Any,
     log_level: str,
 ) -> None:
-    r"""Serve codecs until SIGTERM or Ctrl-C.
-
-    \b
-    Examples:
-      mpcompress-server serve
-      mpcompress-server serve --listen 0.0.0.0:50051 --log-format json
-      mpcompress-server serve --config server.toml --port-file /run/mpcompress.port
-    """
+    """Serve codecs until SIGTERM or Ctrl-C."""
     try:
         settings = load_settings(config, listen=listen, grace_s=grace_s, allow_untrained=allow_untrained or None)
     except SettingsError as error:
@@ -77,12 +77,23 @@ def serve(
 
 
 async def _serve(settings: Settings, port_file: Path | None) -> None:
+    import structlog
+
     from mpcompress_server.app import Server
 
+    log = structlog.get_logger("mpcompress_server")
+    if port_file is not None and not os.access(port_file.parent, os.W_OK):
+        raise SettingsError(f"--port-file: cannot write into {port_file.parent}")
+    written = False
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():  # asked twice: now
+            os._exit(_TWICE)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
     server = Server(settings)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
@@ -96,6 +107,8 @@ async def _serve(settings: Settings, port_file: Path | None) -> None:
         await starting
         if port_file is not None:
             _write_whole(port_file, server.address + "\n")
+            written = True
+        log.info("ready", address=server.address)
         await stopping
         try:
             await asyncio.wait_for(server.stop(), settings.grace_s + _STUCK_S)
@@ -104,7 +117,7 @@ async def _serve(settings: Settings, port_file: Path | None) -> None:
             os._exit(1)
     finally:
         stopping.cancel()
-        if port_file is not None:
+        if written and port_file is not None:
             port_file.unlink(missing_ok=True)
 
 
@@ -113,6 +126,7 @@ def _write_whole(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     with os.fdopen(handle, "w") as file:
         file.write(text)
+        os.fchmod(handle, 0o644)
     Path(name).replace(path)
 
 

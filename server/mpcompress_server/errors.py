@@ -17,6 +17,7 @@ docs/errors.md explains every reason to the one who meets it.
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -111,6 +112,7 @@ TABLE: dict[type[BaseException], Rule] = {
     library.CodecMismatchError: Rule(code=_CODE.FAILED_PRECONDITION, reason="CODEC_MISMATCH"),
     library.UnknownCodecError: Rule(code=_CODE.NOT_FOUND, reason="UNKNOWN_CODEC"),
     library.CodecUnavailableError: Rule(code=_CODE.FAILED_PRECONDITION, reason="CODEC_UNAVAILABLE"),
+    library.CodecFileError: Rule(code=_CODE.FAILED_PRECONDITION, reason="CODEC_UNAVAILABLE"),
     library.CodecCrashedError: Rule(code=_CODE.UNAVAILABLE, reason="CODEC_CRASHED", retry=True),
     ItemTooLargeError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="ITEM_TOO_LARGE", quota=True),
     NoRoomError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="NO_ROOM", retry=True),
@@ -144,6 +146,8 @@ def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
     rule = rule_of(error)
     if rule is INTERNAL:
         message, field = f"internal error; the operator finds it in the log as request {request_id}", ""
+    elif isinstance(error, library.CodecFileError):  # its message has a path
+        message, field = "the codec's file cannot be read; the server's log says why", ""
     elif isinstance(error, MemoryError):
         message, field = "the server is out of memory for this item", ""
     else:
@@ -162,6 +166,13 @@ def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
         quota = error_details_pb2.QuotaFailure.Violation(subject=field or "item", description=message)
         status.details.add().Pack(error_details_pb2.QuotaFailure(violations=[quota]))
     return status
+
+
+def drop_frames(error: BaseException | None) -> None:
+    """Lets go of what the frames of an exception hold: an item's tensors, until some later garbage collection."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BaseException, request_id: str) -> NoReturn:

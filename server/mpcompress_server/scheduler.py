@@ -139,19 +139,17 @@ class FifoScheduler:
         while True:
             job = await queue.get()
             if not job.result.done():
-                batch = asyncio.ensure_future(self._run([job], executor))
+                # From here on a cancelled job is a running one: nothing may come between this and its start.
+                call = _begin([job])
+                batch = asyncio.ensure_future(self._run([job], call, executor))
+                del call
                 try:
                     await asyncio.shield(batch)
                 except asyncio.CancelledError:
                     await batch  # the codec is inside a call: its items still get their answers
                     raise
 
-    async def _run(self, batch: list[Job], executor: Executor) -> None:
-        call = _call(batch)
-        for job in batch:
-            job.running, job.work = True, None
-            if job.on_started:
-                job.on_started()
+    async def _run(self, batch: list[Job], call: Call, executor: Executor) -> None:
         coding_s = 0.0
         try:
             result = await executor.run(call)
@@ -164,8 +162,13 @@ class FifoScheduler:
             _settle(job, outcome, coding_s)
 
 
-def _call(batch: list[Job]) -> Call:
+def _begin(batch: list[Job]) -> Call:
+    """The call for a batch. Its jobs count as running now, and the call alone holds their tensors."""
     works: list[Any] = [job.work for job in batch]
+    for job in batch:
+        job.running, job.work = True, None
+        if job.on_started:
+            job.on_started()
     if isinstance(works[0], CompressWork):
         return CompressCall(inputs=[work.tensors for work in works], params=works[0].params)
     return DecompressCall(units=[work.unit for work in works], outputs=[work.outputs for work in works])

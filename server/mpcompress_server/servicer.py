@@ -14,7 +14,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 import mpcompress
-from mpcompress.errors import CodecFileError, CodecMismatchError
+from mpcompress.errors import CodecMismatchError, CodecUnavailableError
 from mpcompress_proto.tensors import MAX_CHUNK_BYTES
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import messages as convert
@@ -129,8 +129,11 @@ class Servicer:
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except Exception as error:
+            log = structlog.get_logger("mpcompress_server").bind(request_id=request_id, method="get_codec_file")
             if rule_of(error) is INTERNAL:
-                structlog.get_logger("mpcompress_server").error("call failed", request_id=request_id, exc_info=error)
+                log.error("call failed", exc_info=error)
+            else:
+                log.info("call failed", reason=rule_of(error).reason, error=str(error))
             await abort(context, error, request_id)
 
     async def _send_codec_file(self, request: pb.GetCodecFileRequest, context: Context) -> None:
@@ -141,7 +144,7 @@ class Servicer:
             )
         content = await asyncio.to_thread(codec.codec_file)
         if not content:
-            raise CodecFileError(f"codec {codec.id} runs on a server only: it has no file", field="codec_id")
+            raise CodecUnavailableError(f"codec {codec.id} runs on a server only: it has no file", field="codec_id")
         header = pb.CodecFileHeader(
             codec_id=request.codec_id,
             fingerprint=codec.fingerprint,

@@ -31,6 +31,7 @@ from mpcompress_server.errors import (
     ServerDrainingError,
     StreamError,
     UnreadAnswersError,
+    drop_frames,
     rule_of,
     to_status,
 )
@@ -45,6 +46,9 @@ from mpcompress_server.settings import ROOM_PER_ITEM, Limits
 _ITEM_OVERHEAD_BYTES = 8192
 # Above this, checksums and copies of one item would keep the event loop from all others.
 _OFF_LOOP_BYTES = 1 << 20
+# A stream that failed is read on while its client writes, but not for ever, and not when it only waits.
+_LINGER_S = 10.0
+_LINGER_IDLE_S = 0.1
 
 _STAGE = pb.ItemProgress.Stage
 
@@ -85,7 +89,8 @@ class Stream:
         self._slots = asyncio.Semaphore(limits.max_items_per_stream)
         self._ended = False
         self._draining = False
-        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failure: StreamError | None = None
+        self._requests = 0
         self._clock = asyncio.get_running_loop().time
 
     # ------------------------------------------------------------------------------------------------ the call
@@ -95,18 +100,17 @@ class Stream:
         reader = asyncio.create_task(self._read(context))
         writer = asyncio.create_task(self._outbox.write(context.write, self._done))
         try:
-            # The writer ends last, unless one of the two fails or the stream does.
-            pending: set[asyncio.Future[Any]] = {reader, writer, self._broken}
-            while not writer.done() and not self._broken.done():
+            pending: set[asyncio.Future[Any]] = {reader, writer}
+            while not writer.done():
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            if self._broken.done():
-                self._broken.result()
+            if self._failure is not None:
+                await self._linger(reader)
+                raise self._failure
             if not self._ended:
                 raise DrainedError("the server stops; all items of this stream that it took are answered")
         finally:
-            self._broken.cancel()
             reader.cancel()
             writer.cancel()
             self._close()
@@ -120,32 +124,51 @@ class Stream:
             self._outbox.nudge()
 
     def _done(self) -> bool:
-        return not self._active and (self._ended or self._draining) and len(self._outbox) == 0
+        return not self._active and (self._ended or self._draining or self._failure is not None)
+
+    async def _linger(self, reader: asyncio.Future[None]) -> None:
+        """Reads on for a while before the call ends in an error.
+
+        The status travels behind the answers. A client that writes everything before it reads would never come to
+        read it if its writes were held up here.
+        """
+        until = self._clock() + _LINGER_S
+        before = -1
+        while not reader.done() and before != self._requests and self._clock() < until:
+            before = self._requests
+            await asyncio.wait((reader,), timeout=_LINGER_IDLE_S)
 
     def _close(self) -> None:
         """Nobody reads any more: gives up every item."""
         self._outbox.close()
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         for item in list(self._active.values()):
             self._forget(item)
 
     def _fail_stream(self, error: StreamError) -> None:
-        """Ends the call from wherever something impossible was noticed."""
-        if not self._broken.done():
+        """Ends the call once the answers that are there are written; drops whatever still comes."""
+        if self._failure is None:
             self._log.info("stream failed", reason=rule_of(error).reason, error=error.message)
-            self._broken.set_exception(error)
+            self._failure = error
+            self._forget_all()
+            self._outbox.nudge()
 
     # ------------------------------------------------------------------------------------------------- reading
 
     async def _read(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        try:
-            while (request := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                await self._take(request)
-            if self._current is not None:
-                self._fail(self._current, IncompleteItemError("the stream ended before the item", field="chunk"))
-            self._ended = True
-            self._outbox.nudge()
-        except StreamError as error:
-            self._fail_stream(error)
+        while (request := await context.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            self._requests += 1
+            if self._failure is None:
+                try:
+                    await self._take(request)
+                except StreamError as error:
+                    self._fail_stream(error)
+        if self._current is not None:
+            self._fail(self._current, IncompleteItemError("the stream ended before the item", field="chunk"))
+        self._ended = True
+        self._outbox.nudge()
 
     async def _take(self, request: Any) -> None:
         if isinstance(request, StreamError):  # what the deserialiser could not read
@@ -285,6 +308,8 @@ class Stream:
         except Exception as error:
             self._fail(item, error)
         finally:
+            buffers.clear()
+            item.job = None
             if not queued:
                 item.release()
 
@@ -336,6 +361,7 @@ class Stream:
         else:
             self._log.info("item failed", item=item_id, reason=rule.reason, error=str(error))
         status = to_status(error, self._request_id)
+        drop_frames(error)
         self._queue_final(iter((error_response(self._operation, item_id, status),)), None)
 
     def _queue_final(self, messages: Any, release: Any) -> None:

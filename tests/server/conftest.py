@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import structlog
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -50,3 +51,10 @@ async def connect() -> AsyncIterator[Callable[[Server], grpc.aio.Channel]]:
     yield open_channel
     for channel in channels:
         await channel.close()
+
+
+@pytest.fixture
+def logs() -> Iterator[list[Any]]:
+    """What the server logs, as dictionaries."""
+    with structlog.testing.capture_logs() as records:
+        yield records

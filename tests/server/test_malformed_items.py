@@ -1,4 +1,4 @@
-"""Every way in which one item can be wrong: it gets its own error, naming the field, and its neighbours do not notice."""
+"""Every way in which one item can be wrong: it gets its own error, naming the field; its neighbours do not notice."""
 
 from __future__ import annotations
 
