@@ -79,7 +79,8 @@ class LatentCtxCodec(NeuralCodec):
         if problem:
             raise CorruptBitstreamError(problem, field="unit.tensors[0].shape")
         samples, (height, width) = _count(spec.shape), spec.shape[-2:]
-        pstate = dict(unit.pstate)
+        # A plain field of the message is there even when nobody set it.
+        pstate = {name: value for name, value in unit.pstate.items() if value != ""}
         z_shape, expected = take_grid(pstate, "z_shape"), (-(-height // 2), -(-width // 2))
         batch = pstate.pop("batch", 1) or 1
         if pstate or z_shape != expected or batch != samples:
