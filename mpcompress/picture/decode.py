@@ -45,6 +45,11 @@ class OwnStreams:
             while len(self._digests) > self._capacity:
                 self._digests.popitem(last=False)
 
+    def forget(self) -> None:
+        """From now on every stream is a stranger's."""
+        with self._lock:
+            self._digests.clear()
+
     def __contains__(self, stream: bytes) -> bool:
         with self._lock:
             return hashlib.sha256(stream).digest() in self._digests
