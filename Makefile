@@ -1,4 +1,6 @@
 # One command per habit. `make help` lists them.
+# Length of `make fuzz`, for each target.
+SECONDS ?= 60
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
@@ -51,13 +53,13 @@ proto: $(VENV)/.installed ## Regenerate the code of the wire contract
 
 bench: $(VENV)/.installed ## Measure what the README claims (minutes)
 	$(BIN)/python benchmarks/entropy_speed.py
-	$(BIN)/python benchmarks/klt_rate.py
-	$(BIN)/python benchmarks/rpc_overhead.py
+	$(BIN)/python benchmarks/klt_rate.py --codec klt-imgfocus-vits14-block6 klt-imgfocus-vits14-final \
+		--features tests/data/features_block6.npy tests/data/features_final.npy
+	$(BIN)/python benchmarks/neural_entropy_cpu.py
 
 golden: $(VENV)/.installed ## Write golden units for codecs that have none; never changes one
-	$(BIN)/python tools/write_golden.py
+	$(BIN)/python tests/mpcompress/transforms/write_golden.py
 
-SECONDS ?= 60
 fuzz: $(VENV)/.installed ## Fuzz what reads bytes from a network, SECONDS=60 per target
 	$(BIN)/python $(PIP_INSTALL) -e '.[fuzz]'
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
