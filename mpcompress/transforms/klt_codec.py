@@ -74,10 +74,13 @@ class KltCodec(FeatureCodec):
 
     def check_unit(self, unit: Unit) -> tuple[TensorSpec, ...]:
         """See `FeatureCodec.check_unit`."""
-        _, spec = read_state(self.model, unit)
-        size, most = len(unit.strings[0]), 16 + _MAX_SYMBOL_BYTES * spec.elements
-        if size > most:
-            raise CorruptBitstreamError(f"a payload of {size} bytes for {spec.elements} elements", field="payload")
+        state, spec = read_state(self.model, unit)
+        layout, steps, samples = self._coding(state, spec)
+        size, least = len(unit.strings[0]), self._planner.least_bytes(layout, steps, samples)
+        most = 16 + _MAX_SYMBOL_BYTES * spec.elements
+        if not least <= size <= most:
+            said = f"a payload of {size} bytes for {spec.elements} elements, not {least} to {most}"
+            raise CorruptBitstreamError(said, field="payload")
         return (replace(spec, name="h_hat"),)
 
     def decompress(self, batch: Sequence[Unit]) -> list[dict[str, Array]]:
@@ -167,12 +170,16 @@ class KltCodec(FeatureCodec):
             distance = (distance + float(_either_way(rest))) / 2
         return distance / self.model.domain_typical
 
-    def _decompress(self, unit: Unit) -> Array:
-        state, spec = read_state(self.model, unit)
+    def _coding(self, state: KltState, spec: TensorSpec) -> tuple[Layout, Steps, int]:
+        """Layout of a sample, steps, and the number of samples."""
         layout = Layout(state.prefix, state.height, state.width, self.model.tile)
         steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
+        return layout, steps, spec.shape[0] if len(spec.shape) == 3 else 1
+
+    def _decompress(self, unit: Unit) -> Array:
+        state, spec = read_state(self.model, unit)
+        layout, steps, samples = self._coding(state, spec)
         plan = self._planner.plan(layout, steps)
-        samples = spec.shape[0] if len(spec.shape) == 3 else 1
         symbols = decode(unit.strings[0], np.tile(plan.rows, samples), self.model.tables)
         if symbols.size and max(int(symbols.max()), -int(symbols.min())) > MAX_SYMBOL:
             raise CorruptBitstreamError("a symbol is beyond +-2^30", field="payload")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcompress.entropy.tables import CdfTables
 from mpcompress.transforms.klt_model import UNITS_PER_OCTAVE, KltModel
 from mpcompress.transforms.tiling import Layout
 
@@ -45,17 +46,33 @@ class SymbolPlan:
         index: int64 (n,), into (positions, depth).
         rows: uint16 (n,).
         step: float32 (positions, 1).
+        least_bits: that the symbols cost, whatever they are.
     """
 
     depth: int
     index: NDArray[np.int64]
     rows: NDArray[np.uint16]
     step: NDArray[np.float32]
+    least_bits: float
 
     @property
     def nbytes(self) -> int:
         """Memory it holds."""
         return self.index.nbytes + self.rows.nbytes + self.step.nbytes
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """What is coded of one tile, in order: position in the tile, component and table row.
+
+    `depth` counts components up to the last that is coded; `least_bits` is what the symbols cost at least.
+    """
+
+    position: NDArray[np.int64]
+    component: NDArray[np.int64]
+    rows: NDArray[np.uint16]
+    depth: int
+    least_bits: float
 
 
 class SymbolPlanner:
@@ -64,6 +81,7 @@ class SymbolPlanner:
     def __init__(self, model: KltModel) -> None:
         self._model = model
         self._shifts = _shift_offsets(*model.tile)
+        self._least_bits = _least_bits(model.tables)
         self._plans: OrderedDict[tuple[Layout, Steps], SymbolPlan] = OrderedDict()
 
     def plan(self, layout: Layout, steps: Steps) -> SymbolPlan:
@@ -79,6 +97,16 @@ class SymbolPlanner:
         ):
             self._plans.popitem(last=False)
         return plan
+
+    def least_bytes(self, layout: Layout, steps: Steps, samples: int) -> int:
+        """A stream of `samples` samples is at least this long, whatever its symbols are. Allocates a few tiles only."""
+        kept = self._plans.get((layout, steps))
+        # A little less: the coder's rounding and its first state may save that much.
+        return int(samples * (self._bits(layout, steps) if kept is None else kept.least_bits) * 0.999 / 8) - 16
+
+    def _bits(self, layout: Layout, steps: Steps) -> float:
+        prefix, tiles = self._parts(layout, steps)
+        return prefix.least_bits + sum(count * tiles[size].least_bits for size, count in layout.sizes().items())
 
     def scales(self, height: int, width: int) -> NDArray[np.int32]:
         """log2 E|x| of the coefficients of a (height, width) tile: (height, width, K)."""
@@ -98,23 +126,41 @@ class SymbolPlanner:
         return np.concatenate([known, unknown])
 
     def _make(self, layout: Layout, steps: Steps) -> SymbolPlan:
-        model = self._model
-        by_size: dict[tuple[int, int], NDArray[np.int32]] = {}
-        parts = [self.prefix_scales(layout.prefix) - steps.prefix]
+        prefix, by_size = self._parts(layout, steps)
+        parts, begins = [prefix], [0]
+        begin = layout.prefix
         for tile in layout.tiles():
-            size = tile.height, tile.width
-            if size not in by_size:
-                by_size[size] = self.scales(*size).reshape(-1, model.components) - steps.patch
-            parts.append(by_size[size])
-        above = np.concatenate(parts) + (steps.gain - model.row_cutoff)
-        coded = above >= 0
-        any_coded = np.flatnonzero(coded.any(axis=0))
-        depth = int(any_coded[-1]) + 1 if any_coded.size else 0
-        above, coded = above[:, :depth], coded[:, :depth]
-        rows = np.minimum(above[coded] >> model.row_shift, model.tables.count - 1).astype(np.uint16)
+            parts.append(by_size[tile.height, tile.width])
+            begins.append(begin)
+            begin += tile.height * tile.width
+        depth = max(part.depth for part in parts)
+        index = [(begin + part.position) * depth + part.component for begin, part in zip(begins, parts, strict=True)]
         step = np.full((layout.positions, 1), step_size(steps.patch), np.float32)
         step[: layout.prefix] = step_size(steps.prefix)
-        return SymbolPlan(depth, np.flatnonzero(coded), rows, step)
+        return SymbolPlan(
+            depth=depth,
+            index=np.concatenate(index),
+            rows=np.concatenate([part.rows for part in parts]),
+            step=step,
+            least_bits=sum(part.least_bits for part in parts),
+        )
+
+    def _parts(self, layout: Layout, steps: Steps) -> tuple[_Coded, dict[tuple[int, int], _Coded]]:
+        """What is coded of the prefix tokens, and of a tile of each size."""
+        K = self._model.components
+        prefix = self._coded(self.prefix_scales(layout.prefix) - steps.prefix, steps.gain)
+        scales = {size: self.scales(*size).reshape(-1, K) for size in layout.sizes()}
+        return prefix, {size: self._coded(scale - steps.patch, steps.gain) for size, scale in scales.items()}
+
+    def _coded(self, level: NDArray[np.int32], gain: int) -> _Coded:
+        """What is coded of some positions: `level` is log2(scale / step) without the gain, (positions, K)."""
+        model = self._model
+        above = (level + (gain - model.row_cutoff)).ravel()
+        coded = np.flatnonzero(above >= 0)
+        position, component = np.divmod(coded, model.components)
+        rows = np.minimum(above[coded] >> model.row_shift, model.tables.count - 1)
+        depth = int(component.max()) + 1 if component.size else 0
+        return _Coded(position, component, rows.astype(np.uint16), depth, float(self._least_bits[rows].sum()))
 
 
 def step_size(units: int) -> float:
@@ -125,6 +171,13 @@ def step_size(units: int) -> float:
 def interpolate(scale_tile: NDArray[np.int16], height: int, width: int) -> NDArray[np.int32]:
     """The largest tile's scales (h, w, K) at the frequencies of a (height, width) tile, rounded down: linear, exact."""
     return _along(_along(scale_tile.astype(np.int32), height, 0), width, 1)
+
+
+def _least_bits(tables: CdfTables) -> NDArray[np.float64]:
+    """Cost of the likeliest symbol of each table, bits."""
+    begins = np.cumsum(tables.lengths) - tables.lengths
+    likeliest: NDArray[np.float64] = np.maximum.reduceat(tables.freqs, begins) / (1 << tables.precision)
+    return -np.log2(likeliest)
 
 
 def _along(scales: NDArray[np.int32], side: int, axis: int) -> NDArray[np.int32]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -62,6 +63,12 @@ class Layout:
     def positions(self) -> int:
         """Tokens of one sample."""
         return self.prefix + self.height * self.width
+
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """How many tiles of each (height, width) there are: four sizes at most."""
+        heights = Counter(split_side(self.height, self.largest[0]))
+        widths = Counter(split_side(self.width, self.largest[1]))
+        return Counter({(h, w): heights[h] * widths[w] for h in heights for w in widths})
 
     def tiles(self) -> list[Tile]:
         """Tiles in raster order."""

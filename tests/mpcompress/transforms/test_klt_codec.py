@@ -1,3 +1,5 @@
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -255,3 +257,14 @@ def test_warming_up_and_the_codec_file(grid_codec, shipped):
     codec, _ = shipped
     codec.warm_up()
     assert 500_000 < len(codec.codec_file()) < 2_000_000
+
+
+def test_a_few_bytes_do_not_make_a_decoder_allocate_gigabytes(shipped):
+    codec, _ = shipped
+    spec = TensorSpec(name="h", dtype="float16", shape=(349521, 384))
+    tracemalloc.start()
+    with pytest.raises(CorruptBitstreamError, match="a payload of 6 bytes"):
+        codec.check_unit(Unit(strings=[b"abcdef"], pstate={"qp_eighths": 0}, specs=(spec,)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6

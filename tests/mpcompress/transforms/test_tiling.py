@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,5 +68,6 @@ def test_tiles_cover_the_grid_once_and_invert(prefix, height, width, largest_hei
     for tile in layout.tiles():
         seen[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] += 1
     assert (seen == 1).all()
+    assert layout.sizes() == Counter((tile.height, tile.width) for tile in layout.tiles())
     tokens = np.random.default_rng(0).normal(size=(layout.positions, 2)).astype(np.float32)
     assert np.allclose(inverse_tiles(forward_tiles(tokens, layout), layout), tokens, atol=1e-4)
