@@ -1,9 +1,11 @@
-"""The client of MPCompress: feature tensors in, coded units out, and back. Needs neither torch nor mpcompress.
+"""The client of MPCompress: feature tensors in, coded units out, and back. Needs neither torch nor the codec library.
 
-with CompressionClient("127.0.0.1:50051") as client:
-unit = client.compress(features, codec="klt-imgfocus-vits14-final", qp=24)
-unit.save("features.mpc")
-again = client.decompress(unit)
+    with CompressionClient("127.0.0.1:50051") as client:
+        unit = client.compress(features, codec="klt-imgfocus-vits14-final", qp=24)
+        unit.save("features.mpc")
+        again = client.decompress(unit)
+
+`EdgeCodec` does the same on this device, with the extra `edge`.
 """
 
 from mpcompress_client.client import CompressionClient
@@ -24,6 +26,7 @@ from mpcompress_client.errors import (
     WireError,
 )
 from mpcompress_client.infos import CodecInfo, QpRange, ServerLimits, TensorPort
+from mpcompress_client.local import EdgeCodec
 from mpcompress_proto.coded_unit import CodedUnit
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "CompressionClient",
     "CorruptUnitError",
     "DeadlineError",
+    "EdgeCodec",
     "InvalidRequestError",
     "MPCompressError",
     "QpRange",

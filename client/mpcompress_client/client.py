@@ -2,88 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, overload
 
 import grpc
 
-from mpcompress_client import infos, pipeline
+from mpcompress_client import pipeline
 from mpcompress_client.calls import (
     DEFAULT_LOOK_AHEAD,
     DEFAULT_LOOK_AHEAD_BYTES,
-    DEFAULT_TIMEOUT_S,
     CompressOptions,
     DecompressOptions,
     UnitLike,
     check_look_ahead,
-    check_target,
 )
-from mpcompress_client.errors import InvalidRequestError, MPCompressError, ServerError
-from mpcompress_client.items import Decoded, Item, RequestT, ResponseT, ResultT, check_timeout
+from mpcompress_client.connection import Connection
+from mpcompress_client.errors import MPCompressError, ServerError
+from mpcompress_client.items import Decoded, Item, RequestT, ResponseT, ResultT
+from mpcompress_client.source import InputT, Source
 from mpcompress_client.status import error_of_rpc
 from mpcompress_proto.coded_unit import CodedUnit
-from mpcompress_proto.v1 import compression_pb2 as pb
-from mpcompress_proto.v1.compression_pb2_grpc import CompressionServiceStub
 
-InputT = TypeVar("InputT")
 Errors = Literal["raise", "return"]
 
 
-class CompressionClient:
-    """Talks to a server; use it as a context manager. May be shared by threads.
-
-    Args:
-        target: the server's address, "host:port" or any gRPC target.
-        timeout_s: time limit of each item and call, seconds.
-        credentials: TLS credentials; None talks plain text.
-        channel: an open channel to use instead of a new one; it is not closed.
-        options: further gRPC channel options.
-
-    Raises:
-        InvalidRequestError: a target that is no address.
-    """
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        credentials: grpc.ChannelCredentials | None = None,
-        channel: grpc.Channel | None = None,
-        options: Sequence[tuple[str, Any]] = (),
-    ) -> None:
-        self.target = check_target(target)
-        self.timeout_s = check_timeout(timeout_s)
-        self._owned = channel is None
-        if channel is not None:
-            self._channel = channel
-        elif credentials is not None:
-            self._channel = grpc.secure_channel(target, credentials, options=list(options))
-        else:
-            self._channel = grpc.insecure_channel(target, options=list(options))
-        self._stub = CompressionServiceStub(self._channel)
-        self._families: dict[str, str] | None = None
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def __enter__(self) -> CompressionClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the connection; calls that are under way end with CancelledError."""
-        self._closed = True
-        if self._owned:
-            self._channel.close()
-
-    # ------------------------------------------------------------------------------------------------ one item
+class CompressionClient(Connection):
+    """Compresses and decompresses through a server. How to connect, and what to ask the server: see `Connection`."""
 
     def compress(
         self,
@@ -119,11 +63,8 @@ class CompressionClient:
             ServerUnavailableError: the server cannot be reached.
             MPCompressError: any other failure; see mpcompress_client.errors.
         """
-        options = CompressOptions(
-            codec=codec, qp=qp, token_res=token_res, prefix_tokens=prefix_tokens, params=params, family_of=self._family
-        )
-        item = options.item(tensors, self._timeout(timeout_s))
-        return self._one(self._stub.Compress, item)
+        options = self._options(codec, qp, token_res, prefix_tokens, params)
+        return self._one(self._stub.Compress, options.item(tensors, self._timeout(timeout_s)))
 
     def decompress(
         self, unit: UnitLike, *, dtype: Any = None, ctx: Any = None, timeout_s: float | None = None
@@ -147,7 +88,37 @@ class CompressionClient:
         item = DecompressOptions(dtype=dtype).item(unit, ctx, self._timeout(timeout_s))
         return self._one(self._stub.Decompress, item)
 
-    # ---------------------------------------------------------------------------------------------- many items
+    @overload
+    def compress_many(
+        self,
+        items: Iterable[Any],
+        *,
+        codec: str,
+        qp: float | None = ...,
+        token_res: Sequence[int] | None = ...,
+        prefix_tokens: int | None = ...,
+        timeout_s: float | None = ...,
+        errors: Literal["raise"] = ...,
+        look_ahead: int = ...,
+        look_ahead_bytes: int = ...,
+        **params: Any,
+    ) -> Generator[CodedUnit, None, None]: ...
+
+    @overload
+    def compress_many(
+        self,
+        items: Iterable[Any],
+        *,
+        codec: str,
+        qp: float | None = ...,
+        token_res: Sequence[int] | None = ...,
+        prefix_tokens: int | None = ...,
+        timeout_s: float | None = ...,
+        errors: Errors,
+        look_ahead: int = ...,
+        look_ahead_bytes: int = ...,
+        **params: Any,
+    ) -> Generator[CodedUnit | MPCompressError, None, None]: ...
 
     def compress_many(
         self,
@@ -184,13 +155,35 @@ class CompressionClient:
         Raises:
             MPCompressError: as `compress`, when `errors` is "raise". What `items` raises is passed on.
         """
-        options = CompressOptions(
-            codec=codec, qp=qp, token_res=token_res, prefix_tokens=prefix_tokens, params=params, family_of=self._family
-        )
+        options = self._options(codec, qp, token_res, prefix_tokens, params)
         limit_s = self._timeout(timeout_s)
         return self._many(
             self._stub.Compress, lambda value: options.item(value, limit_s), items, errors, look_ahead, look_ahead_bytes
         )
+
+    @overload
+    def decompress_many(
+        self,
+        units: Iterable[UnitLike | tuple[UnitLike, Any]],
+        *,
+        dtype: Any = ...,
+        timeout_s: float | None = ...,
+        errors: Literal["raise"] = ...,
+        look_ahead: int = ...,
+        look_ahead_bytes: int = ...,
+    ) -> Generator[Decoded, None, None]: ...
+
+    @overload
+    def decompress_many(
+        self,
+        units: Iterable[UnitLike | tuple[UnitLike, Any]],
+        *,
+        dtype: Any = ...,
+        timeout_s: float | None = ...,
+        errors: Errors,
+        look_ahead: int = ...,
+        look_ahead_bytes: int = ...,
+    ) -> Generator[Decoded | MPCompressError, None, None]: ...
 
     def decompress_many(
         self,
@@ -224,76 +217,17 @@ class CompressionClient:
 
         return self._many(self._stub.Decompress, prepare, units, errors, look_ahead, look_ahead_bytes)
 
-    # --------------------------------------------------------------------------------------------- the server
-
-    def codecs(self, *, timeout_s: float | None = None) -> list[infos.CodecInfo]:
-        """The server's codecs, in order of id."""
-        response = self._list(timeout_s)
-        return [infos.codec_info(message) for message in response.codecs]
-
-    def limits(self, *, timeout_s: float | None = None) -> infos.ServerLimits:
-        """What the server takes, and its version."""
-        return infos.server_limits(self._list(timeout_s))
-
-    def codec_file(self, codec: str, *, fingerprint: bytes = b"", timeout_s: float | None = None) -> bytes:
-        """The file with which a device runs a codec itself, checked against its SHA-256.
-
-        Raises:
-            UnknownCodecError: no such codec.
-            CodecMismatchError: the server's file has another fingerprint than the one asked for.
-            CodecUnavailableError: this codec has no file.
-            ServerError: the file arrived damaged.
-        """
-        self._check_open()
-        request = pb.GetCodecFileRequest(codec_id=codec, fingerprint=fingerprint)
-        call: Any = self._stub.GetCodecFile(request, timeout=self._timeout(timeout_s))
-        header: pb.CodecFileHeader | None = None
-        data = bytearray()
-        try:
-            for response in call:
-                if response.WhichOneof("message") == "header":
-                    header = response.header
-                else:
-                    data += response.data
-                if header is None or len(data) > header.size_bytes:
-                    break
-        except grpc.RpcError as error:
-            raise error_of_rpc(error, self.target) from error
-        finally:
-            call.cancel()
-        if header is None or len(data) != header.size_bytes or hashlib.sha256(data).digest() != header.sha256:
-            raise ServerError(f"the codec file of {codec} arrived damaged: its size or SHA-256 does not match")
-        return bytes(data)
-
-    # -------------------------------------------------------------------------------------------------- inside
-
-    def _timeout(self, timeout_s: float | None) -> float:
-        return self.timeout_s if timeout_s is None else check_timeout(timeout_s)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise InvalidRequestError("this client is closed")
-
-    def _list(self, timeout_s: float | None) -> pb.ListCodecsResponse:
-        self._check_open()
-        try:
-            response: pb.ListCodecsResponse = self._stub.ListCodecs(
-                pb.ListCodecsRequest(), timeout=self._timeout(timeout_s)
-            )
-        except grpc.RpcError as error:
-            raise error_of_rpc(error, self.target) from error
-        with self._lock:
-            self._families = {codec.codec_id: codec.family for codec in response.codecs}
-        return response
-
-    def _family(self, codec: str) -> str:
-        """The family of a codec; asks the server once. "" when the server does not list it."""
-        with self._lock:
-            known = self._families
-        if known is None or codec not in known:
-            self._list(None)
-            known = self._families or {}
-        return known.get(codec, "")
+    def _options(
+        self,
+        codec: str,
+        qp: float | None,
+        token_res: Sequence[int] | None,
+        prefix_tokens: int | None,
+        params: dict[str, Any],
+    ) -> CompressOptions:
+        return CompressOptions(
+            codec=codec, qp=qp, token_res=token_res, prefix_tokens=prefix_tokens, params=params, family_of=self._family
+        )
 
     def _one(self, method: Any, item: Item[RequestT, ResponseT, ResultT]) -> ResultT:
         self._check_open()
@@ -324,9 +258,7 @@ class CompressionClient:
         self._check_open()
         check_look_ahead(errors, look_ahead, look_ahead_bytes)
 
-        def make(
-            source: pipeline.Source[InputT],
-        ) -> pipeline.Pipeline[InputT, RequestT, ResponseT, ResultT]:
+        def make(source: Source[InputT]) -> pipeline.Pipeline[InputT, RequestT, ResponseT, ResultT]:
             self._check_open()
             return pipeline.Pipeline(
                 open_call=method,
@@ -337,4 +269,4 @@ class CompressionClient:
                 look_ahead_bytes=look_ahead_bytes,
             )
 
-        return pipeline.run(errors=errors, source=pipeline.Source(inputs), make=make)
+        return pipeline.run(errors=errors, source=Source(inputs), make=make)

@@ -12,54 +12,21 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import grpc
 
 from mpcompress_client.errors import DeadlineError, MPCompressError, ServerError
 from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
+from mpcompress_client.source import InputT, Source
 from mpcompress_client.status import error_of_rpc
-
-InputT = TypeVar("InputT")
 
 # How much longer than an item's own time limit the client waits: the server's answer says more than a local timeout.
 GRACE_S = 10.0
 # How long a finished stream may take to deliver its status before it is cancelled.
 _END_S = 5.0
-
-
-class Source(Generic[InputT]):
-    """The user's iterable, with one place to put an element back."""
-
-    def __init__(self, inputs: Iterable[InputT]) -> None:
-        self._iterator = iter(inputs)
-        self._returned: list[InputT] = []
-        self.exhausted = False
-
-    def pull(self) -> list[InputT]:
-        """The next element in a list, or an empty list at the end. Raises what the iterable raises."""
-        if self._returned:
-            return [self._returned.pop()]
-        if self.exhausted:
-            return []
-        try:
-            return [next(self._iterator)]
-        except BaseException as error:
-            self.exhausted = True
-            if isinstance(error, StopIteration):
-                return []
-            raise
-
-    def put_back(self, element: InputT) -> None:
-        """Makes `element` the next one."""
-        self._returned.append(element)
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left."""
-        return self.exhausted and not self._returned
 
 
 @dataclass(eq=False)
@@ -106,6 +73,7 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._last_id = 0
         self._crash: BaseException | None = None
         self.failure: MPCompressError | None = None
+        self._owner = threading.get_ident()
         self._call = open_call(self._requests())
         self._reader = threading.Thread(target=self._read, name="mpcompress-reader", daemon=True)
         self._reader.start()
@@ -135,10 +103,13 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         with self._changed:
             self._accepting = False
             self._changed.notify_all()
-        if finished:
+        # The garbage collector may close an abandoned iterator in any thread, even in one that the reader waits for.
+        joins = threading.get_ident() == self._owner
+        if finished and joins:
             self._reader.join(_END_S)
         self._call.cancel()
-        self._reader.join()
+        if joins:
+            self._reader.join()
 
     def _next_answered(self) -> _Slot[RequestT, ResponseT, ResultT] | None:
         """Waits for the first slot's outcome; None when there will be no more. Called with the lock held."""
@@ -163,12 +134,13 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         """What grpc sends; runs in grpc's own thread, which must never see an exception."""
         try:
             while (slot := self._admit()) is not None:
-                if slot.item is None:
+                item = slot.item
+                if item is None:
                     continue
-                slot.deadline = time.monotonic() + slot.item.timeout_s + GRACE_S
                 with self._changed:
+                    slot.deadline = time.monotonic() + item.timeout_s + GRACE_S
                     self._changed.notify_all()
-                for request in slot.item.requests(slot.item_id):
+                for request in item.requests(slot.item_id):
                     if slot.outcome is not None:
                         # Answered before it was all sent: an error. The rest would be dropped.
                         break
@@ -254,16 +226,18 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
                 self._changed.notify_all()
             return
         slot = self._unanswered.get(response.item_id)
-        if slot is None or slot.item is None:
+        item = None if slot is None else slot.item
+        if slot is None or item is None:
             return
         outcome: ResultT | MPCompressError | None
         try:
-            outcome = slot.item.receive(response)
+            outcome = item.receive(response)
         except MPCompressError as error:
             outcome = error
         if outcome is not None:
             with self._changed:
-                slot.outcome = outcome
+                # The result may wait for its turn; the tensors that it came of need not.
+                slot.outcome, slot.item = outcome, None
                 self._unanswered.pop(slot.item_id, None)
                 self._changed.notify_all()
 
@@ -276,7 +250,7 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._accepting = False
         for slot in self._unanswered.values():
             if slot.outcome is None:
-                slot.outcome = error
+                slot.outcome, slot.item = error, None
         self._unanswered.clear()
         self._changed.notify_all()
 

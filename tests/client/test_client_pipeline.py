@@ -22,6 +22,7 @@ from mpcompress_client import (
     ServerUnavailableError,
 )
 from mpcompress_client import pipeline as pipeline_module
+from mpcompress_proto.tensors import pieces
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 pytestmark = pytest.mark.usefixtures("no_thread_leak")
@@ -395,3 +396,38 @@ def test_codec_files_that_arrive_damaged(scripted):
 
     with CompressionClient(scripted(codec_file=whole)) as client:
         assert client.codec_file("x") == b"abc"
+
+
+def test_context_and_several_outputs(scripted):
+    """A context codec's unit travels with its context, inline or in chunks, and gives two tensors."""
+    seen = []
+
+    def echoes_context(requests, context):
+        header = next(requests).header
+        size = header.unit.payload_bytes + 4 * int(np.prod(header.tensors[0].shape))
+        data = bytearray(header.inline_data)
+        kinds = []
+        while len(data) < size:
+            request = next(requests)
+            kinds.append(request.WhichOneof("message"))
+            data += request.payload.data or request.chunk.data
+        seen.append(kinds)
+        specs = [pb.TensorSpec(name=name, dtype=1, shape=header.tensors[0].shape) for name in ("h_hat", "h_hat_share")]
+        yield pb.DecompressResponse(item_id=header.item_id, result=pb.DecompressedItem(tensors=specs))
+        for index in range(2):
+            for _, offset, part in pieces([memoryview(data)[header.unit.payload_bytes :]]):
+                chunk = pb.TensorChunk(item_id=header.item_id, tensor_index=index, offset=offset, data=part)
+                yield pb.DecompressResponse(item_id=header.item_id, chunk=chunk)
+
+    with CompressionClient(scripted(compress=store, decompress=echoes_context)) as client:
+        unit = client.compress(numbered(3, elements=5), codec="x")
+        for shape in ((3, 5), (700, 700)):
+            ctx = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+            for given in (ctx, {"ctx": ctx}):
+                found = client.decompress(unit, ctx=given)
+                assert list(found) == ["h_hat", "h_hat_share"]
+                np.testing.assert_array_equal(found["h_hat_share"], ctx)
+            (many,) = client.decompress_many([(unit, ctx)])
+            np.testing.assert_array_equal(many["h_hat"], ctx)
+    assert seen[0] == []
+    assert seen[-1][:2] == ["payload", "chunk"]
