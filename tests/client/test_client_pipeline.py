@@ -303,8 +303,17 @@ def test_closing_the_client_cancels_its_streams(scripted):
 
     ended = threading.Event()
     client = CompressionClient(scripted(compress=waits))
-    results = client.compress_many(map(numbered, count()), codec="x", errors="return", look_ahead=4)
+    pulled = threading.Event()
+
+    def producer():
+        for number in count():
+            if number == 3:
+                pulled.set()  # so number 2 has its place on the stream
+            yield numbered(number)
+
+    results = client.compress_many(producer(), codec="x", errors="return", look_ahead=4)
     assert [number_of(next(results)) for _ in range(2)] == [0, 1]
+    assert pulled.wait(PATIENCE_S)
     client.close()
     assert isinstance(next(results), CancelledError)
     ended.set()

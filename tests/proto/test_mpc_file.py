@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,3 +216,11 @@ def test_what_the_layout_cannot_hold_is_not_written():
     large.stream_bytes.extend([1 << 28] * 300_000)
     with pytest.raises(WireError, match="state of"):
         mpc_file.write(large, PAYLOAD)
+
+
+def test_the_example_in_the_documentation_is_the_golden_file():
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    example = text.partition("## An example")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    ((?:[0-9a-f]{2} ?)+?)(?: {2,}|$)", example, re.MULTILINE)
+    assert bytes.fromhex("".join(lines)) == GOLDEN
+    assert f"The example has {len(GOLDEN) - len(PAYLOAD)} bytes beside its payload" in " ".join(text.split())
