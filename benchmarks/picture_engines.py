@@ -57,13 +57,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=Path, required=True, help="folder with final/test and block6/test")
     parser.add_argument("--n", type=int, default=8, help="tensors of each tap, evenly spread over the folder")
+    parser.add_argument("--taps", nargs="+", default=list(TAPS), choices=list(TAPS))
     parser.add_argument("--only", nargs="*", default=[], help="codecs whose id begins so")
     parser.add_argument("--json", type=Path, help="file for all figures")
     args = parser.parse_args()
     figures: list[dict[str, Any]] = []
     print("| tap | codec | speed | n | qp | bpfp | NMSE | CLS cosine | encode CPU s | decode CPU s |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for tap, (bound, klt) in TAPS.items():
+    for tap in args.taps:
+        bound, klt = TAPS[tap]
         files = sorted((args.features / tap / "test").glob("*.npy"))
         files = [files[index] for index in np.linspace(0, len(files) - 1, args.n).astype(int)]
         for name, speed, qps in PLAN:

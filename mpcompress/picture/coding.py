@@ -148,10 +148,7 @@ def decode_picture(
         CorruptBitstreamError: a strip that is not one picture of its size, or samples with another CRC-32.
         CodecUnavailableError, CodecCrashedError, CodingCancelledError.
     """
-    bands = [
-        decoder.decode(stream, form=form, height=height, width=width, bit_depth=bit_depth, cancel=cancel)
-        for stream, height in zip(streams, heights, strict=True)
-    ]
+    bands = decoder.decode_strips(streams, form=form, heights=heights, width=width, bit_depth=bit_depth, cancel=cancel)
     picture = np.concatenate(bands)
     if crc32 and picture_crc32(picture) != crc32:
         raise CorruptBitstreamError("the decoded samples have another CRC-32 than the encoder's", field="payload")

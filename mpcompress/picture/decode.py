@@ -15,6 +15,7 @@ import json
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -83,31 +84,53 @@ class PictureDecoder:
         bit_depth: int,
         cancel: CancelToken | None = None,
     ) -> Picture:
-        """Decodes a stream to (height, width) samples.
+        """Decodes a stream to (height, width) samples; raises what `decode_strips` raises."""
+        strips = self.decode_strips(
+            [stream], form=form, heights=[height], width=width, bit_depth=bit_depth, cancel=cancel
+        )
+        return strips[0]
+
+    def decode_strips(
+        self,
+        streams: Sequence[bytes],
+        *,
+        form: PictureFormat,
+        heights: Sequence[int],
+        width: int,
+        bit_depth: int,
+        cancel: CancelToken | None = None,
+    ) -> list[Picture]:
+        """Decodes streams of `heights` rows each; a stranger's streams share one process.
 
         Raises:
-            CorruptBitstreamError: not exactly one picture of that size and depth.
+            CorruptBitstreamError: one that is not exactly one picture of its size and depth.
             CodecUnavailableError: no decoder here.
             CodecCrashedError: the decoder ran past its limits.
             CodingCancelledError: `cancel` was set.
         """
         raise_if_cancelled(cancel)
-        check_one_picture(stream, form)
+        for stream in streams:
+            check_one_picture(stream, form)
         if not _pyav_decodes(bit_depth):
             self._require_decoder_app(form, bit_depth)
-            raw_bytes = height * width * (1 if bit_depth == 8 else 2)
-            raw, _ = self._vtm.decode(stream, raw_bytes=raw_bytes, bit_depth=bit_depth, cancel=cancel)
-            return _samples(raw, bit_depth).reshape(height, width)
+            return [
+                self._with_decoder_app(stream, height, width, bit_depth, cancel)
+                for stream, height in zip(streams, heights, strict=True)
+            ]
         # Encoders with a smallest frame or 4:2:0 extend it by some samples, and FFmpeg counts aligned lines.
-        max_samples = (height + 128) * (width + 128)
-        if stream in OWN_STREAMS:
-            try:
-                frames = pyav.decode_frames(form, stream, max_samples)
-            except pyav.UndecodableError as error:
-                raise CorruptBitstreamError(f"the {form} decoder refuses the bitstream: {error}") from error
+        max_samples = [(height + 128) * (width + 128) for height in heights]
+        if all(stream in OWN_STREAMS for stream in streams):
+            decoded = [_decode_here(stream, form, most) for stream, most in zip(streams, max_samples, strict=True)]
         else:
-            frames = _decode_elsewhere(stream, form, max_samples, cancel)
-        return _the_frame(frames, height, width, bit_depth)
+            decoded = _decode_elsewhere(streams, form, max_samples, cancel)
+        return [_the_frame(frames, height, width, bit_depth) for frames, height in zip(decoded, heights, strict=True)]
+
+    def _with_decoder_app(
+        self, stream: bytes, height: int, width: int, bit_depth: int, cancel: CancelToken | None
+    ) -> Picture:
+        raw_bytes = height * width * (1 if bit_depth == 8 else 2)
+        raw, _ = self._vtm.decode(stream, raw_bytes=raw_bytes, bit_depth=bit_depth, cancel=cancel)
+        return _samples(raw, bit_depth).reshape(height, width)
 
     def _require_decoder_app(self, form: PictureFormat, bit_depth: int) -> None:
         reason = f"no decoder here for {form} pictures of {bit_depth} bits: {pyav.REMEDY}"
@@ -129,24 +152,48 @@ def _pyav_decodes(bit_depth: int) -> bool:
     return True
 
 
+def _decode_here(stream: bytes, form: PictureFormat, max_samples: int) -> list[pyav.Frame]:
+    try:
+        return pyav.decode_frames(form, stream, max_samples)
+    except pyav.UndecodableError as error:
+        raise CorruptBitstreamError(f"the {form} decoder refuses the bitstream: {error}") from error
+
+
 def _decode_elsewhere(
-    stream: bytes, form: PictureFormat, max_samples: int, cancel: CancelToken | None
-) -> list[pyav.Frame]:
-    """Decodes in a process of its own; frames as `pyav.decode_frames` gives them."""
+    streams: Sequence[bytes], form: PictureFormat, max_samples: Sequence[int], cancel: CancelToken | None
+) -> list[list[pyav.Frame]]:
+    """Decodes in a process of its own; the frames of each stream, as `pyav.decode_frames` gives them."""
+    samples = sum(max_samples)
     limits = Limits(
-        wall_s=60 + 300 * max_samples / 1e6,
-        cpu_s=int(20 + 30 * max_samples / 1e6),
-        memory_bytes=(2 << 30) + 100 * max_samples,
-        file_bytes=2 * max_samples,
+        wall_s=60 + 300 * samples / 1e6,
+        cpu_s=int(20 + 30 * samples / 1e6),
+        memory_bytes=(2 << 30) + 100 * samples,
+        file_bytes=2 * max(max_samples),
     )
     with open_scratch() as scratch:
-        source, target = scratch.put("stream", stream), scratch.put("picture", b"")
-        argv = [sys.executable, "-I", pyav.__file__, form, str(max_samples), source, target]
-        ended = run(argv, limits=limits, what=f"the {form} decoder", cancel=cancel, pass_fds=scratch.pass_fds)
-        raw = scratch.take("picture", limits.file_bytes)
+        argv = [sys.executable, "-I", pyav.__file__, form]
+        for index, (stream, most) in enumerate(zip(streams, max_samples, strict=True)):
+            argv += [str(most), scratch.put(f"stream{index}", stream), scratch.put(f"picture{index}", b"")]
+        ended = run(
+            argv,
+            limits=limits,
+            what=f"the {form} decoder",
+            cancel=cancel,
+            pass_fds=scratch.pass_fds,
+            # Enough for a line per strip.
+            tail_bytes=1 << 14,
+        )
+        raws = [scratch.take(f"picture{index}", limits.file_bytes) for index in range(len(streams))]
     if ended.returncode:
         raise CorruptBitstreamError(f"the {form} decoder refuses the bitstream: {ended.how}")
-    return [pyav.Frame(entry[0], entry[1], entry[2], raw) for entry in json.loads(ended.output)]
+    # One line per stream. Only the first frame of a stream has samples.
+    lines = [json.loads(line) for line in ended.output.splitlines()]
+    if len(lines) != len(streams):
+        raise CorruptBitstreamError(f"the {form} decoder answered for {len(lines)} of {len(streams)} bitstreams")
+    return [
+        [pyav.Frame(name, height, width, raw) for name, height, width in frames]
+        for frames, raw in zip(lines, raws, strict=True)
+    ]
 
 
 def _the_frame(frames: list[pyav.Frame], height: int, width: int, bit_depth: int) -> Picture:

@@ -131,7 +131,8 @@ class ChannelTiles(Packing):
             rest = maps[:, :prefix].reshape(len(maps), -1)
             rest = np.pad(rest, ((0, 0), (0, below * columns - rest.shape[1])), mode="edge")
             picture.append(rest.reshape(len(maps), below, columns))
-        return np.concatenate(picture, axis=1).reshape(-1, columns)
+        packed: Picture = np.concatenate(picture, axis=1).reshape(-1, columns)
+        return packed
 
     def unpack(self, picture: Picture, shape: Shape) -> Samples:
         """See `Packing.unpack`."""
@@ -143,7 +144,8 @@ class ChannelTiles(Packing):
         patches = tiles.transpose(0, 1, 3, 2, 4).reshape(len(maps), channels, height * width).transpose(0, 2, 1)
         prefix = tokens - height * width
         rest = maps[:, tile_rows:].reshape(len(maps), -1)[:, : prefix * channels]
-        return np.concatenate([rest.reshape(len(maps), prefix, channels), patches], axis=1).reshape(shape)
+        together: Samples = np.concatenate([rest.reshape(len(maps), prefix, channels), patches], axis=1)
+        return together.reshape(shape)
 
     @property
     def _grid(self) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Decodes H.265 and H.266 pictures with PyAV: in this process, or as a script in one that is thrown away.
 
-    python -I pyav.py FORMAT MAX_SAMPLES STREAM RAW      writes the samples to RAW, a JSON line of frames to stdout
+    python -I pyav.py FORMAT [MAX_SAMPLES STREAM RAW]...
 
+writes the samples of each stream to its RAW, and a JSON line of its frames to stdout.
 As a script it imports av and nothing else (not even numpy), so that it starts quickly and runs in little memory.
 """
 
@@ -83,15 +84,17 @@ def _first_plane(frame: Any) -> bytes:
 
 def main() -> None:
     """The script: see the head of this file."""
-    name, max_samples, source, target = sys.argv[1:5]
-    try:
-        frames = decode_frames(name, Path(source).read_bytes(), int(max_samples))
-    except UndecodableError as error:
-        sys.stderr.write(f"{error}\n")
-        raise SystemExit(1) from error
-    if frames:
-        Path(target).write_bytes(frames[0].samples)
-    sys.stdout.write(json.dumps([frame[:3] for frame in frames[:4]]) + "\n")
+    name, *words = sys.argv[1:]
+    for max_samples, source, target in zip(words[::3], words[1::3], words[2::3], strict=True):
+        try:
+            frames = decode_frames(name, Path(source).read_bytes(), int(max_samples))
+        except UndecodableError as error:
+            sys.stderr.write(f"{error}\n")
+            raise SystemExit(1) from error
+        if frames:
+            Path(target).write_bytes(frames[0].samples)
+        # The number of frames matters; more than two are as wrong as two.
+        sys.stdout.write(json.dumps([frame[:3] for frame in frames[:2]]) + "\n")
 
 
 if __name__ == "__main__":
