@@ -25,8 +25,7 @@ from mpcompress.feature_files import open_features
 from mpcompress.metrics import bpfp, cosine, nmse
 from mpcompress.registry import CodecSpec, load, preset, preset_ids
 from mpcompress.transforms.klt_model import KltModel
-
-UNIT_OVERHEAD_BYTES = 48
+from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
 
 
 def main() -> None:

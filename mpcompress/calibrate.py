@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,13 @@ from mpcompress.transforms.klt_fit_tables import (
     row_statistics,
 )
 from mpcompress.transforms.klt_model import KltModel
+from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES, CalibrationReport, CalibrationResult, RatePoint
 from mpcompress.transforms.tiling import natural_tile
 
 __all__ = ["CalibrationReport", "CalibrationResult", "RatePoint", "calibrate"]
 
 MIN_TENSORS = 16
 RECOMMENDED_TENSORS = 256
-UNIT_OVERHEAD_BYTES = 48
-"""What a unit costs beside its entropy-coded bytes, at most; counted in every rate reported here."""
 
 QP = QpRange(minimum=0, maximum=384, default=192)
 _PREFIX_QP_OFFSET = -96
@@ -49,75 +48,6 @@ _MAX_HELD_OUT = 64
 _MORE_BITS = ((16, 66), (64, 18), (128, 10), (256, 4))
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RatePoint:
-    """Over the held-out tensors at one qp. bpfp counts the payload and 48 bytes; NMSE is of `mpcompress.metrics`."""
-
-    qp_eighths: int
-    bpfp: float
-    nmse: float
-    worst_nmse: float
-    worst_bpfp: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationReport:
-    """What was fitted on what, and what to expect of it."""
-
-    codec_id: str
-    tensors: int
-    held_out: int
-    channels: int
-    token_res: tuple[int, int] | None
-    prefix_tokens: int
-    points: tuple[RatePoint, ...]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationResult:
-    """A codec file and what is known about it."""
-
-    file: bytes = field(repr=False)
-    report: CalibrationReport
-    description: str
-    fingerprint: bytes
-    notes: Mapping[str, str] = field(default_factory=dict)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the codec file, and its model card next to it with the suffix .md."""
-        Path(path).write_bytes(self.file)
-        Path(path).with_suffix(".md").write_text(self.model_card(), encoding="utf-8")
-
-    def model_card(self) -> str:
-        """Markdown: what it was calibrated on, what to expect, what it is not for."""
-        report = self.report
-        grid = "sequences" if report.token_res is None else f"{report.token_res[0]} x {report.token_res[1]} tokens"
-        lines = [f"# {report.codec_id}", "", self.description, ""]
-        lines += [f"- **{name}**: {text}" for name, text in self.notes.items()]
-        lines += [
-            f"- **Calibrated on**: {report.tensors} tensors; {report.held_out} others held out for the table below",
-            f"- **Shape**: {report.prefix_tokens} prefix tokens + {grid}, {report.channels} channels",
-            f"- **Family, fingerprint**: klt, `{self.fingerprint.hex()}`",
-            "",
-            "| qp | bpfp, mean | bpfp, worst | NMSE, mean | NMSE, worst |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {p.qp_eighths / 8:g} | {p.bpfp:.3f} | {p.worst_bpfp:.3f} | {p.nmse:.4f} | {p.worst_nmse:.4f} |"
-            for p in report.points
-        ]
-        lines += [
-            "",
-            f"bpfp: bits per feature point, payload + {UNIT_OVERHEAD_BYTES} bytes. NMSE: squared error over variance.",
-            "",
-            "Not for features of another model or another tap: those cost several times the bits. A tensor unlike the",
-            "calibration set is coded with a warning.",
-        ]
-        lines += ["", *(f"Warning: {warning}" for warning in report.warnings)] if report.warnings else []
-        return "\n".join(lines) + "\n"
 
 
 def calibrate(

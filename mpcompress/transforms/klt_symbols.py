@@ -42,23 +42,29 @@ class SymbolPlan:
     """What one sample codes, n symbols in the order of the stream.
 
     Args:
-        depth: components that are coded anywhere, from the first on.
+        depth: no component from this one on is coded anywhere.
         index: int64 (n,), into (positions, depth).
         rows: uint16 (n,).
-        step: float32 (positions, 1).
+        positions: tokens of the sample.
+        prefix_symbols: the first so many symbols are the prefix tokens'.
+        prefix_step: quantiser step of those.
+        patch_step: of the others.
         least_bits: that the symbols cost, whatever they are.
     """
 
     depth: int
     index: NDArray[np.int64]
     rows: NDArray[np.uint16]
-    step: NDArray[np.float32]
+    positions: int
+    prefix_symbols: int
+    prefix_step: float
+    patch_step: float
     least_bits: float
 
     @property
     def nbytes(self) -> int:
         """Memory it holds."""
-        return self.index.nbytes + self.rows.nbytes + self.step.nbytes
+        return self.index.nbytes + self.rows.nbytes
 
 
 @dataclass(frozen=True)
@@ -133,15 +139,17 @@ class SymbolPlanner:
             parts.append(by_size[tile.height, tile.width])
             begins.append(begin)
             begin += tile.height * tile.width
-        depth = max(part.depth for part in parts)
+        # Rounded up: matrix products and copies of rows of 383 components take half as long again as those of 384.
+        depth = min(self._model.components, -(-max(part.depth for part in parts) // 16) * 16)
         index = [(begin + part.position) * depth + part.component for begin, part in zip(begins, parts, strict=True)]
-        step = np.full((layout.positions, 1), step_size(steps.patch), np.float32)
-        step[: layout.prefix] = step_size(steps.prefix)
         return SymbolPlan(
             depth=depth,
             index=np.concatenate(index),
             rows=np.concatenate([part.rows for part in parts]),
-            step=step,
+            positions=layout.positions,
+            prefix_symbols=prefix.rows.size,
+            prefix_step=step_size(steps.prefix),
+            patch_step=step_size(steps.patch),
             least_bits=sum(part.least_bits for part in parts),
         )
 

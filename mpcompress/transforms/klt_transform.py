@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 
 from mpcompress.transforms.klt_model import KltModel
 from mpcompress.transforms.klt_symbols import SymbolPlan
+from mpcompress.transforms.scratch import Scratch
 from mpcompress.transforms.tiling import FloatArray, Layout, forward_tiles, inverse_tiles
 
 MAX_SYMBOL = 1 << 30
 
 
 class KltTransform:
-    """Transforms of one codec; holds float32 copies of its arrays."""
+    """Transforms of one codec instance; holds float32 copies of its arrays. Not thread-safe, like its codec."""
 
     def __init__(self, model: KltModel) -> None:
         self._mean = model.mean
         self._prefix_mean = model.prefix_mean
+        self._scratch = Scratch()
         self._basis = np.ascontiguousarray(model.basis, np.float32)
         self._rounding = np.array(model.rounding, np.float32)
         centroid = np.concatenate([np.zeros((model.tables.count, 1), np.float32), model.centroid], axis=1)
@@ -36,12 +38,15 @@ class KltTransform:
 
     def analyse(self, centred: FloatArray, layout: Layout, depth: int) -> FloatArray:
         """(L, C) to the first `depth` components of the coefficients, (L, depth) in the order of the layout."""
-        return forward_tiles(centred @ self._basis[:depth].T, layout)
+        tokens = self._scratch.take("tokens", len(centred), depth)
+        np.matmul(centred, self._basis[:depth].T, out=tokens)
+        return forward_tiles(tokens, layout, self._scratch, np.empty_like(tokens))
 
     def synthesise(self, coefficients: FloatArray, layout: Layout) -> FloatArray:
-        """(L, depth) coefficients to tokens (L, C), means added."""
-        depth = coefficients.shape[1]
-        x = inverse_tiles(coefficients, layout) @ self._basis[:depth]
+        """(L, depth) coefficients to tokens (L, C), means added. The result is valid until the next call."""
+        tokens = inverse_tiles(coefficients, layout, self._scratch, self._scratch.take("tokens", *coefficients.shape))
+        x = self._scratch.take("features", len(tokens), self._basis.shape[1])
+        np.matmul(tokens, self._basis[: tokens.shape[1]], out=x)
         known = min(layout.prefix, len(self._prefix_mean))
         x[:known] += self._prefix_mean[:known] - self._mean
         x += self._mean
@@ -49,7 +54,9 @@ class KltTransform:
 
     def quantise(self, coefficients: FloatArray, plan: SymbolPlan) -> NDArray[np.int32] | None:
         """(L, depth) coefficients to n symbols; None when one is not finite or beyond +-2^30."""
-        values = (coefficients / plan.step).ravel()[plan.index]
+        values = coefficients.ravel()[plan.index]
+        values[: plan.prefix_symbols] *= np.float32(1 / plan.prefix_step)
+        values[plan.prefix_symbols :] *= np.float32(1 / plan.patch_step)
         magnitude = np.abs(values)
         if magnitude.size and not float(magnitude.max()) < MAX_SYMBOL - 1:
             return None
@@ -57,11 +64,14 @@ class KltTransform:
         return np.copysign(np.floor(magnitude, out=magnitude), values).astype(np.int32)
 
     def dequantise(self, symbols: NDArray[np.int32], plan: SymbolPlan) -> FloatArray:
-        """Turns n symbols into (L, depth) coefficients."""
+        """Turns n symbols into (positions, depth) coefficients. The result is valid until the next call."""
         values = symbols.astype(np.float32)
         column = np.minimum(np.abs(symbols), self._columns - 1)
-        towards_zero = self._centroid[plan.rows.astype(np.int64) * self._columns + column]
-        values -= np.sign(values) * towards_zero
-        coefficients = np.zeros(plan.step.shape[0] * plan.depth, np.float32)
-        coefficients[plan.index] = values
-        return coefficients.reshape(plan.step.shape[0], plan.depth) * plan.step
+        column += plan.rows * np.int32(self._columns)
+        values -= np.sign(values) * self._centroid[column]
+        values[: plan.prefix_symbols] *= np.float32(plan.prefix_step)
+        values[plan.prefix_symbols :] *= np.float32(plan.patch_step)
+        coefficients = self._scratch.take("coefficients", plan.positions, plan.depth)
+        coefficients.fill(0)
+        coefficients.ravel()[plan.index] = values
+        return coefficients

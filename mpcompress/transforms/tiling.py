@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcompress.transforms.scratch import Scratch
+
 LARGEST_GRID_TILE = 16
 LARGEST_SEQUENCE_TILE = 64
 
@@ -96,48 +98,51 @@ def dct_matrix(side: int) -> FloatArray:
 
 def dct2(tokens: NDArray[Any]) -> FloatArray:
     """2-D DCT over the first two axes of (h, w, K)."""
-    return _both_axes(tokens, dct_matrix(tokens.shape[0]), dct_matrix(tokens.shape[1]))
+    return _both_axes(tokens, Scratch(), inverse=False)
 
 
 def idct2(coefficients: NDArray[Any]) -> FloatArray:
     """Inverse of `dct2`."""
-    return _both_axes(coefficients, dct_matrix(coefficients.shape[0]).T, dct_matrix(coefficients.shape[1]).T)
+    return _both_axes(coefficients, Scratch(), inverse=True)
 
 
-def _both_axes(values: NDArray[Any], rows: FloatArray, columns: FloatArray) -> FloatArray:
+def _both_axes(values: NDArray[Any], scratch: Scratch, *, inverse: bool) -> FloatArray:
+    """(h, w, K) to (h, w, K), in buffers of `scratch` unless nothing is to be done."""
     height, width, depth = values.shape
+    rows, columns = dct_matrix(height), dct_matrix(width)
     if width > 1:
-        values = np.matmul(columns, values)
+        values = np.matmul(columns.T if inverse else columns, values, out=scratch.take("columns", height, width, depth))
     if height > 1:
-        values = (rows @ values.reshape(height, width * depth)).reshape(height, width, depth)
-    return np.ascontiguousarray(values, np.float32)
+        target = scratch.take("rows", height, width * depth)
+        np.matmul(rows.T if inverse else rows, values.reshape(height, width * depth), out=target)
+        values = target.reshape(height, width, depth)
+    return values
 
 
-def forward_tiles(tokens: FloatArray, layout: Layout) -> FloatArray:
-    """(P + H*W, K) tokens in raster order to (P + H*W, K) coefficients in the order of the layout."""
-    out = np.empty_like(tokens)
-    out[: layout.prefix] = tokens[: layout.prefix]
+def forward_tiles(tokens: FloatArray, layout: Layout, scratch: Scratch, out: FloatArray) -> FloatArray:
+    """(P + H*W, K) tokens in raster order to (P + H*W, K) coefficients in the order of the layout, into `out`."""
     depth = tokens.shape[1]
+    out[: layout.prefix] = tokens[: layout.prefix]
     grid = tokens[layout.prefix :].reshape(layout.height, layout.width, depth)
     begin = layout.prefix
     for tile in layout.tiles():
         patch = grid[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
         end = begin + tile.height * tile.width
-        out[begin:end] = dct2(patch).reshape(-1, depth)
+        out[begin:end] = _both_axes(patch, scratch, inverse=False).reshape(-1, depth)
         begin = end
     return out
 
 
-def inverse_tiles(coefficients: FloatArray, layout: Layout) -> FloatArray:
-    """Inverse of `forward_tiles`."""
-    out = np.empty_like(coefficients)
-    out[: layout.prefix] = coefficients[: layout.prefix]
+def inverse_tiles(coefficients: FloatArray, layout: Layout, scratch: Scratch, out: FloatArray) -> FloatArray:
+    """Inverse of `forward_tiles`, into `out`."""
     depth = coefficients.shape[1]
+    out[: layout.prefix] = coefficients[: layout.prefix]
     grid = out[layout.prefix :].reshape(layout.height, layout.width, depth)
     begin = layout.prefix
     for tile in layout.tiles():
         end = begin + tile.height * tile.width
-        patch = idct2(coefficients[begin:end].reshape(tile.height, tile.width, depth))
+        block = coefficients[begin:end].reshape(tile.height, tile.width, depth)
+        patch = _both_axes(block, scratch, inverse=True)
         grid[tile.top : tile.top + tile.height, tile.left : tile.left + tile.width] = patch
         begin = end
     return out

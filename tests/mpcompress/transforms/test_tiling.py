@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.fft import dctn
 
+from mpcompress.transforms.scratch import Scratch
 from mpcompress.transforms.tiling import (
     Layout,
     dct2,
@@ -70,4 +71,6 @@ def test_tiles_cover_the_grid_once_and_invert(prefix, height, width, largest_hei
     assert (seen == 1).all()
     assert layout.sizes() == Counter((tile.height, tile.width) for tile in layout.tiles())
     tokens = np.random.default_rng(0).normal(size=(layout.positions, 2)).astype(np.float32)
-    assert np.allclose(inverse_tiles(forward_tiles(tokens, layout), layout), tokens, atol=1e-4)
+    scratch = Scratch()
+    coefficients = forward_tiles(tokens, layout, scratch, np.empty_like(tokens))
+    assert np.allclose(inverse_tiles(coefficients, layout, scratch, np.empty_like(tokens)), tokens, atol=1e-4)

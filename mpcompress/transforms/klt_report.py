@@ -1,0 +1,79 @@
+"""What a calibration gives: the codec file, figures from held-out tensors, and the model card that tells both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+UNIT_OVERHEAD_BYTES = 48
+"""What a unit costs beside its entropy-coded bytes, at most; counted in every rate reported here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatePoint:
+    """Over the held-out tensors at one qp. bpfp counts the payload and 48 bytes; NMSE is of `mpcompress.metrics`."""
+
+    qp_eighths: int
+    bpfp: float
+    nmse: float
+    worst_nmse: float
+    worst_bpfp: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationReport:
+    """What was fitted on what, and what to expect of it."""
+
+    codec_id: str
+    tensors: int
+    held_out: int
+    channels: int
+    token_res: tuple[int, int] | None
+    prefix_tokens: int
+    points: tuple[RatePoint, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationResult:
+    """A codec file and what is known about it."""
+
+    file: bytes = field(repr=False)
+    report: CalibrationReport
+    description: str
+    fingerprint: bytes
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the codec file, and its model card next to it with the suffix .md."""
+        Path(path).write_bytes(self.file)
+        Path(path).with_suffix(".md").write_text(self.model_card(), encoding="utf-8")
+
+    def model_card(self) -> str:
+        """Markdown: what it was calibrated on, what to expect, what it is not for."""
+        report = self.report
+        grid = "sequences" if report.token_res is None else f"{report.token_res[0]} x {report.token_res[1]} tokens"
+        lines = [f"# {report.codec_id}", "", self.description, ""]
+        lines += [f"- **{name}**: {text}" for name, text in self.notes.items()]
+        lines += [
+            f"- **Calibrated on**: {report.tensors} tensors; {report.held_out} others held out for the table below",
+            f"- **Shape**: {report.prefix_tokens} prefix tokens + {grid}, {report.channels} channels",
+            f"- **Family, fingerprint**: klt, `{self.fingerprint.hex()}`",
+            "",
+            "| qp | bpfp, mean | bpfp, worst | NMSE, mean | NMSE, worst |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {p.qp_eighths / 8:g} | {p.bpfp:.3f} | {p.worst_bpfp:.3f} | {p.nmse:.4f} | {p.worst_nmse:.4f} |"
+            for p in report.points
+        ]
+        lines += [
+            "",
+            f"bpfp: bits per feature point, payload + {UNIT_OVERHEAD_BYTES} bytes. NMSE: squared error over variance.",
+            "",
+            "Not for features of another model or another tap: those cost several times the bits. A tensor unlike the",
+            "calibration set is coded with a warning.",
+        ]
+        lines += ["", *(f"Warning: {warning}" for warning in report.warnings)] if report.warnings else []
+        return "\n".join(lines) + "\n"
