@@ -32,7 +32,7 @@ from mpcompress.picture.coding import PictureJob, Progress
 from mpcompress.picture.decode import PictureDecoder
 from mpcompress.picture.engine import check_sides, engine
 from mpcompress.picture.features import decode_features, encode_features
-from mpcompress.picture.packing import ChannelTiles, packing
+from mpcompress.picture.packing import ChannelTiles, Packing, packing
 from mpcompress.picture.quantize import Bounds
 from mpcompress.picture.state import PictureState
 from mpcompress.picture.strips import MAX_STRIPS
@@ -124,8 +124,7 @@ class PictureCodec(FeatureCodec):
         low, high = self._engine.qp_range(options.bit_depth)
         self.qp = QpRange(minimum=8 * low, maximum=8 * high, default=8 * default_qp)
         self.fingerprint = fingerprint_of([("family", family.encode()), ("version", bytes([BITSTREAM_VERSION]))])
-        made_for = f"{options.model_type} {options.task}".strip()
-        self.description = f"features as a {options.bit_depth}-bit picture through {family}, bounds of {made_for}"
+        self.description = _describe(family, options, self._packing, self._bounds)
         layout = "axes as its packing takes them: (L, C), (B, L, C), (N, layers, L, C), or (C, H, W), (N, C, H, W)"
         ranks = (3, 4) if self._packing.name == "latent_tiles" else (2, 3, 4)
         self.inputs = (TensorPort(name="h", ranks=ranks, dtypes=tuple(_DTYPES), layout=layout),)
@@ -255,6 +254,17 @@ class PictureCodec(FeatureCodec):
         return Bounds.of(given.get("trun_low", ()), given.get("trun_high", ()))
 
 
+def _describe(family: str, options: PictureOptions, layout: Packing, bounds: Bounds) -> str:
+    """Like "dinov2 cls: 10-bit picture (tokens_by_channels) through vtm, clipped to -20..20"."""
+    clip = "range measured"
+    if options.trun_flag:
+        clip = "clipped to " + ", ".join(
+            f"{low:g}..{high:g}" for low, high in zip(bounds.low, bounds.high, strict=True)
+        )
+    made_for = f"{options.task}: " if options.task else ""
+    return f"{made_for}{options.bit_depth}-bit picture ({layout.name}) through {family}, {clip}"
+
+
 def _cast(h_hat: Array, dtype: str) -> Array:
     """To the dtype of the unit; what that cannot hold becomes its largest value."""
     if dtype == "float32":
@@ -264,5 +274,13 @@ def _cast(h_hat: Array, dtype: str) -> Array:
 
 
 def load(spec: CodecSpec) -> PictureCodec:
-    """Loads a codec of family `vtm`, `vvenc` or `x265`: the family names the engine."""
-    return PictureCodec(spec.id, spec.family, PictureOptions.of(spec.options))
+    """Loads a codec of family `vtm`, `vvenc` or `x265`: the family names the engine.
+
+    Raises:
+        CodecFileError: options that the engine does not take.
+        CodecUnavailableError: no decoder for its pictures is installed.
+    """
+    try:
+        return PictureCodec(spec.id, spec.family, PictureOptions.of(spec.options))
+    except InvalidInputError as error:
+        raise CodecFileError(f"codec {spec.id}: {error.message}", field="options") from error

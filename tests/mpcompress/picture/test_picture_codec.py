@@ -232,7 +232,17 @@ def test_without_any_decoder_it_does_not_load(monkeypatch, without_vtm):
         load(preset("x265-dinov2-cls"))
 
 
-@pytest.mark.parametrize("options", [{}, {"model_type": "dinov2", "colour": "red"}])
-def test_bad_specifications(options):
-    with pytest.raises(CodecFileError, match="model_type"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "model_type"),
+        ({"model_type": "dinov2", "colour": "red"}, "colour"),
+        ({"model_type": "vgg"}, "vgg"),
+        ({"model_type": "dinov2", "bit_depth": 9}, "8, 10, 12 bits"),
+        ({"model_type": "dinov2", "trun_low": 30}, "low below high"),
+        ({"model_type": "dinov2", "qp": 99}, "qp"),
+    ],
+)
+def test_bad_specifications(options, message):
+    with pytest.raises(CodecFileError, match=message):
         load(CodecSpec(id="mine", family="x265", options=options))
