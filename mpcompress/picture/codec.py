@@ -115,12 +115,12 @@ class PictureCodec(FeatureCodec):
         self._options = options
         self._engine = engine(family, **({"vtm_path": options.vtm_path} if family == "vtm" else {}))
         self._decoder = PictureDecoder(VtmTools.find(options.vtm_path))
-        self._decoder.require(self._engine.format, options.bit_depth)
         self._packing = packing(options.model_type)
         self._bounds = Bounds.of(options.trun_low, options.trun_high)
         default_qp = self._engine.default_qp if options.qp is None else options.qp
         self._speed = options.speed or self._engine.default_speed
         self._engine.check(bit_depth=options.bit_depth, qp=default_qp, speed=self._speed)
+        self._decoder.require(self._engine.format, options.bit_depth)
         low, high = self._engine.qp_range(options.bit_depth)
         self.qp = QpRange(minimum=8 * low, maximum=8 * high, default=8 * default_qp)
         self.fingerprint = fingerprint_of([("family", family.encode()), ("version", bytes([BITSTREAM_VERSION]))])
