@@ -31,7 +31,7 @@ from mpcompress.transforms.klt_fit_tables import (
     fit_tables,
     row_statistics,
 )
-from mpcompress.transforms.klt_model import KltModel
+from mpcompress.transforms.klt_model import MAX_CHANNELS, MAX_PREFIX_TOKENS, KltModel
 from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES, CalibrationReport, CalibrationResult, RatePoint
 from mpcompress.transforms.tiling import natural_tile
 
@@ -94,6 +94,8 @@ def calibrate(
             fitted, tested = tensors, open_features(held_out, spool=Path(spool_name))
             _check(fitted, prefix, token_res)
             _check(fitted + tested, prefix, token_res)
+            if not tested:
+                raise InvalidInputError("no held-out tensors", field="held_out")
         model = _fit(fitted, codec_id, description, prefix, token_res, prefix_qp_offset_eighths, progress)
         points, distances = _measure(KltCodec(model), tested, prefix, progress)
     report = CalibrationReport(
@@ -128,6 +130,9 @@ def _check(tensors: Sequence[FeatureTensor], prefix: int, token_res: tuple[int, 
     if prefix < 0 or (token_res is not None and min(token_res) < 1):
         raise InvalidInputError(f"{prefix} prefix tokens, grid {token_res}", field="token_res")
     channels = tensors[0].shape[1]
+    if channels > MAX_CHANNELS or prefix > MAX_PREFIX_TOKENS:
+        said = f"{channels} channels, {prefix} prefix tokens; at most {MAX_CHANNELS} and {MAX_PREFIX_TOKENS}"
+        raise InvalidInputError(said, field="sources")
     for tensor in tensors:
         tokens = tensor.shape[0] - prefix
         if tensor.shape[1] != channels:
@@ -242,6 +247,9 @@ def _warnings(
             f"{fitted} tensors: expect up to {more} % more bits at equal error than from several hundred; "
             f"{RECOMMENDED_TENSORS} are recommended"
         )
+    patches, channels = sum(tensor.shape[0] - prefix for tensor in tensors), tensors[0].shape[1]
+    if patches < 4 * channels:
+        yield f"{patches} tokens for {channels} channels: too few to tell signal from noise; give more tensors"
     if token_res is None:
         for extra in (0, 1, 5):
             side = int(max(tensors[0].shape[0] - extra, 0) ** 0.5)

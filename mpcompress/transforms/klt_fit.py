@@ -177,6 +177,8 @@ def fit_smaller_tiles(
                 shift[...] = 0
                 scale_dc[-1, -1] = scale_tile[0, 0]
             shifts.append(np.clip(shift, -4000, 4000).astype(np.int16).ravel())
+    if progress is not None:
+        progress(h * w, h * w, "tiles")
     return scale_dc, np.concatenate(shifts)
 
 

@@ -100,6 +100,8 @@ def row_statistics(
                 cell = row[some] * CENTROIDS + np.minimum(q[some], CENTROIDS) - 1
                 error_sum += np.bincount(cell, q[some] - x[some], ROWS * CENTROIDS).reshape(error_sum.shape)
                 error_count += np.bincount(cell, minlength=ROWS * CENTROIDS).reshape(error_sum.shape)
+    if progress is not None:
+        progress(len(chosen), len(chosen), "tables")
     return RowStatistics(counts=counts, error_sum=error_sum, error_count=error_count)
 
 

@@ -115,12 +115,20 @@ def test_square_token_counts_without_a_grid_are_pointed_out():
     assert any("1 prefix tokens and 6 x 6 patches" in warning for warning in report.warnings)
 
 
+def test_few_tokens_for_many_channels_are_pointed_out():
+    training = [np.random.default_rng(n).normal(size=(4, 60)).astype(np.float32) for n in range(16)]
+    report = calibrate(training, codec_id="mine", description="d", token_res=(2, 2)).report
+    assert any("56 tokens for 60 channels" in warning for warning in report.warnings)
+    assert report.points[0].nmse < 0.5
+
+
 def test_progress_is_told():
     told = []
     calibrate(tensors(16), codec_id="mine", description="d", token_res=(6, 6), progress=lambda *args: told.append(args))
     stages = list(dict.fromkeys(stage for _, _, stage in told))
     assert stages == ["moments", "scales", "tiles", "tables", "held out"]
     assert all(0 <= done <= total for done, total, _ in told)
+    assert {stage for done, total, stage in told if done == total} == set(stages)
 
 
 def test_notes_and_report_are_in_the_file(tmp_path):
@@ -150,6 +158,8 @@ NAN = np.full((36, CHANNELS), np.nan, np.float32)
         (tensors(20), {"prefix_tokens": -1}, "-1 prefix tokens"),
         (tensors(20), {"token_res": (0, 6)}, r"grid \(0, 6\)"),
         (tensors(20), {"codec_id": "Not An Id"}, "codec id"),
+        (tensors(20), {"held_out": []}, "no held-out tensors"),
+        (tensors(20), {"prefix_tokens": 2000}, "2000 prefix tokens"),
         (tensors(20), {"held_out": [np.zeros((36, 11))]}, "11 channels"),
     ],
 )
