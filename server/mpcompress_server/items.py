@@ -40,6 +40,10 @@ class Item:
     timer: asyncio.TimerHandle | None = None
     answered: bool = False
 
+    def is_open(self) -> bool:
+        """Whether it has no final event yet."""
+        return not self.answered
+
     def release(self) -> None:
         """Lets go of memory and budget."""
         self.receiver = None

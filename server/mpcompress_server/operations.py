@@ -15,6 +15,7 @@ from google.rpc import status_pb2
 
 from mpcompress.codec import Array, Coded, FeatureCodec, TensorPort, TensorSpec
 from mpcompress.errors import InvalidInputError
+from mpcompress_proto import mpc_file
 from mpcompress_proto.coded_unit import CodedUnit, check_header, check_payload, split_payload
 from mpcompress_proto.errors import WireError
 from mpcompress_proto.tensors import MAX_INLINE_BYTES, array_from, check_specs, dtype_of, pieces, wire_view
@@ -230,7 +231,9 @@ def _unit(codec: FeatureCodec, specs: Sequence[TensorSpec], coded: Coded, coding
         report=pb.CodingReport(),
     )
     assert unit.report is not None
-    unit.report.CopyFrom(convert.report_message(coded.report, unit.bpfp, coding_s))
+    # The file's size without making the file: copies of the payload cost more than all else here.
+    file_bytes = len(mpc_file.write(unit.header, b"")) + len(unit.payload)
+    unit.report.CopyFrom(convert.report_message(coded.report, 8 * file_bytes / unit.elements, coding_s))
     return unit
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -65,7 +66,6 @@ class Job:
         self.work: CompressWork | DecompressWork | None = work
         self.deadline = deadline
         self.on_started = on_started
-        self.running = False
         self.result: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
 
 
@@ -94,60 +94,54 @@ class FifoScheduler:
 
     def __init__(self, executors: dict[str, Sequence[Executor]]) -> None:
         self._executors = executors
-        self._queues: dict[str, asyncio.Queue[Job]] = {}
+        self._lines: dict[str, _Line] = {}
         self._pumps: list[asyncio.Task[None]] = []
         self._closing = False
 
     async def start(self) -> None:
         """Starts one pump per codec instance."""
         for codec_id, executors in self._executors.items():
-            queue = self._queues[codec_id] = asyncio.Queue()
-            self._pumps += [asyncio.create_task(self._pump(queue, executor)) for executor in executors]
+            line = self._lines[codec_id] = _Line()
+            self._pumps += [asyncio.create_task(self._pump(line, executor)) for executor in executors]
 
     def submit(self, job: Job) -> int:
         """Queues a job. Returns how many wait before it."""
         if self._closing:
             job.result.set_exception(ServerDrainingError("the server stops"))
             return 0
-        queue = self._queues[job.loaded.id]
-        queue.put_nowait(job)
-        return queue.qsize() - 1
+        return self._lines[job.loaded.id].join(job)
 
     def cancel(self, job: Job) -> None:
         """Drops a job that waits."""
-        if not job.running and not job.result.done():
-            # It stays in the queue as an empty shell and is skipped there.
+        if self._lines[job.loaded.id].leave(job):
             job.work = None
             job.result.set_exception(ItemCancelledError("cancelled while it waited"))
 
     async def close(self) -> None:
         """Fails the jobs that wait, waits for those that run."""
         self._closing = True
-        for queue in self._queues.values():
-            while not queue.empty():
-                job = queue.get_nowait()
-                if not job.result.done():
-                    job.work = None
-                    job.result.set_exception(ServerDrainingError("the server stops"))
+        for line in self._lines.values():
+            while (job := line.first()) is not None:
+                job.work = None
+                job.result.set_exception(ServerDrainingError("the server stops"))
         for pump in self._pumps:
             pump.cancel()
         for pump in self._pumps:
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
 
-    async def _pump(self, queue: asyncio.Queue[Job], executor: Executor) -> None:
+    async def _pump(self, line: _Line, executor: Executor) -> None:
         while True:
-            job = await queue.get()
-            if not job.result.done():
-                # From here on a cancelled job is a running one: nothing may come between this and its start.
-                call = _begin([job])
-                batch = asyncio.ensure_future(self._run([job], call, executor))
-                del call
-                try:
-                    await asyncio.shield(batch)
-                except asyncio.CancelledError:
-                    await batch  # the codec is inside a call: its items still get their answers
-                    raise
+            batch = [await line.next()]
+            # A job that has left its line is a running one for `cancel`: nothing may come between that and its start.
+            running = asyncio.ensure_future(self._run(batch, _begin(batch), executor))
+            del batch
+            try:
+                await asyncio.shield(running)
+            except asyncio.CancelledError:
+                await running  # the codec is inside a call: its items still get their answers
+                raise
+            del running
 
     async def _run(self, batch: list[Job], call: Call, executor: Executor) -> None:
         coding_s = 0.0
@@ -162,11 +156,40 @@ class FifoScheduler:
             _settle(job, outcome, coding_s)
 
 
+class _Line:
+    """Jobs that wait for one codec, in order. Any of them can leave without a trace, whatever its place."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[Job, None] = OrderedDict()
+        self._wake = asyncio.Event()
+
+    def join(self, job: Job) -> int:
+        """Adds a job at the end. Returns how many are before it."""
+        self._jobs[job] = None
+        self._wake.set()
+        return len(self._jobs) - 1
+
+    def leave(self, job: Job) -> bool:
+        """Removes a job. False when it does not wait here."""
+        return self._jobs.pop(job, job) is None
+
+    def first(self) -> Job | None:
+        """Removes the first job, if there is one."""
+        return self._jobs.popitem(last=False)[0] if self._jobs else None
+
+    async def next(self) -> Job:
+        """Removes the first job as soon as there is one."""
+        while (job := self.first()) is None:
+            self._wake.clear()
+            await self._wake.wait()
+        return job
+
+
 def _begin(batch: list[Job]) -> Call:
     """The call for a batch. Its jobs count as running now, and the call alone holds their tensors."""
     works: list[Any] = [job.work for job in batch]
     for job in batch:
-        job.running, job.work = True, None
+        job.work = None
         if job.on_started:
             job.on_started()
     if isinstance(works[0], CompressWork):

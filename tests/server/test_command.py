@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from mpc_test_codecs import BUG
 from raw_wire import compress_messages, features
 
 from mpcompress_proto.v1 import compression_pb2 as pb
@@ -74,17 +75,17 @@ def test_it_serves_until_a_signal(server, number):
         assert [info.codec_id for info in stub.ListCodecs(pb.ListCodecsRequest()).codecs] == ["store"]
         call = stub.Compress(iter([*compress_messages(1, features(4)), pb.CompressRequest(header={"item_id": 2})]))
         answers = {response.item_id: response for response in call}
+        list(stub.Compress(iter(compress_messages(3, features(4, BUG)))))
         assert answers[1].result.inline_payload == features(4).tobytes()
         assert answers[2].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     server.send_signal(number)
     lines = [json.loads(line) for line in server.stderr]
     assert server.wait(30) == 0
-    assert [line["event"] for line in lines if line["event"] in ("item failed", "stopping", "stopped")] == [
-        "item failed",
-        "stopping",
-        "stopped",
-    ]
+    assert [line["event"] for line in lines] == ["item failed", "item failed", "stopping", "stopped"]
     assert all(line["request_id"] for line in lines if line["event"] == "item failed")
+    (bug,) = [line for line in lines if line["level"] == "error"]
+    assert "ZeroDivisionError" in json.dumps(bug["exception"])
+    assert "locals" not in json.dumps(bug["exception"]).replace('"locals": null', "")
     assert not server.port_file.exists()
 
 

@@ -152,6 +152,14 @@ async def test_the_grace_period_ends(start_server, connect):
     assert server.servicer.budget.used == 0
 
 
+async def test_other_kinds_of_address(start_server, connect, tmp_path):
+    for listen in (f"unix:{tmp_path}/socket", "localhost:0", "[::1]:0"):
+        server = await start_server(listen=listen)
+        assert server.address.startswith(listen.removesuffix(":0"))
+        assert not server.address.endswith(":0")
+        assert (await compress_one(connect(server), features(2))).error is None
+
+
 async def test_a_taken_port(start_server):
     server = await start_server()
     with pytest.raises(ListenError, match="the port is taken"):

@@ -1,0 +1,235 @@
+"""The items of one stream between their headers and their final events: admission, work, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from mpcompress_proto.v1 import compression_pb2 as pb
+from mpcompress_server import messages as convert
+from mpcompress_server.errors import (
+    INTERNAL,
+    ItemTimeoutError,
+    NoRoomError,
+    UnreadAnswersError,
+    drop_frames,
+    rule_of,
+    to_status,
+)
+from mpcompress_server.items import Item, RecentIds
+from mpcompress_server.operations import Operation, error_response
+from mpcompress_server.outbox import Outbox
+from mpcompress_server.reservation import ByteBudget
+from mpcompress_server.scheduler import Job, Scheduler
+from mpcompress_server.settings import ROOM_PER_ITEM, Limits
+
+# Every item costs this much beyond its tensors: header, messages, bookkeeping.
+_ITEM_OVERHEAD_BYTES = 8192
+# Above this, checksums and copies of one item would keep the event loop from all others.
+_OFF_LOOP_BYTES = 1 << 20
+
+_STAGE = pb.ItemProgress.Stage
+
+
+class ActiveItems:
+    """All items of a stream that have no final event yet.
+
+    Args:
+        operation: what happens to them.
+        limits: of the server.
+        budget: memory that all streams share.
+        scheduler: runs complete items.
+        outbox: takes their answers.
+        request_id: for the log and the errors.
+        background: holds tasks that may outlive the call.
+        on_overflow: called when the client leaves too many answers unread.
+    """
+
+    def __init__(
+        self,
+        *,
+        operation: Operation,
+        limits: Limits,
+        budget: ByteBudget,
+        scheduler: Scheduler,
+        outbox: Outbox,
+        request_id: str,
+        background: set[asyncio.Task[None]],
+        on_overflow: Callable[[UnreadAnswersError], None],
+    ) -> None:
+        self._operation = operation
+        self._limits = limits
+        self._budget = budget
+        self._scheduler = scheduler
+        self._outbox = outbox
+        self._request_id = request_id
+        self._background = background
+        self._on_overflow = on_overflow
+        self._log = structlog.get_logger("mpcompress_server.items").bind(request_id=request_id, method=operation.name)
+        self._active: dict[int, Item] = {}
+        self._slots = asyncio.Semaphore(limits.max_items_per_stream)
+        self._closed = False
+        self._clock = asyncio.get_running_loop().time
+        self.late = RecentIds()
+        """Items whose chunks may still come, to be dropped."""
+
+    def __len__(self) -> int:
+        return len(self._active)
+
+    def get(self, item_id: int) -> Item | None:
+        """The item of that id, if it has no final event yet."""
+        return self._active.get(item_id)
+
+    async def admit(self, item: Item) -> None:
+        """Waits for a slot of the stream and for memory, both within one bound.
+
+        Raises:
+            NoRoomError: the bound is over.
+            ItemTimeoutError: the item's own timeout is over.
+        """
+        entry = item.plan.loaded.entry
+        copies = ROOM_PER_ITEM if entry.isolation == "process" else 1
+        need = copies * (sum(item.plan.sizes) + item.plan.result_bytes) + _ITEM_OVERHEAD_BYTES
+        until = self._clock() + self._limits.reservation_timeout_s
+        slot = False
+        try:
+            async with asyncio.timeout_at(min(until, item.deadline)):
+                await self._slots.acquire()
+                slot = True
+                item.reservation = await self._budget.reserve(min(need, self._budget.limit))
+        except TimeoutError:
+            if slot:
+                self._slots.release()
+            if until < item.deadline:
+                what = "memory" if slot else "place on this stream"
+                raise NoRoomError(f"no {what} within {self._limits.reservation_timeout_s} s") from None
+            raise ItemTimeoutError("the item's timeout ran out while it waited for memory") from None
+        except BaseException:
+            if slot:
+                self._slots.release()
+            raise
+        self._active[item.id] = item
+        item.timer = asyncio.get_running_loop().call_at(
+            item.deadline, self.fail, item, ItemTimeoutError("the item's timeout ran out")
+        )
+        if self._closed:  # while it waited
+            self._forget(item)
+            item.release()
+        self.progress(item, _STAGE.STAGE_ACCEPTED)
+
+    # ------------------------------------------------------------------------------------------------- working
+
+    def start_if_complete(self, item: Item) -> None:
+        """Puts an item to work when its last byte has come."""
+        if item.receiver is not None and item.receiver.complete:
+            buffers, item.receiver = item.receiver.buffers, None
+            task = asyncio.create_task(self._work(item, buffers))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _work(self, item: Item, buffers: list[Any]) -> None:
+        """Runs a complete item to its answer. Outlives the call when the codec does."""
+        queued = False
+        try:
+            work = await self._call(item, item.plan.work, buffers)
+            buffers.clear()
+            item.job = Job(
+                loaded=item.plan.loaded,
+                work=work,
+                deadline=item.deadline,
+                on_started=lambda: self.progress(item, _STAGE.STAGE_STARTED),
+            )
+            del work
+            if not item.is_open():
+                return
+            self.progress(item, _STAGE.STAGE_QUEUED, self._scheduler.submit(item.job))
+            finished = await item.job.result
+            if not item.is_open():
+                return
+            answer = await self._call(item, item.plan.answer, finished)
+            del finished
+            item.job = None
+            if item.is_open():
+                assert item.reservation is not None
+                item.reservation.shrink(answer.nbytes + _ITEM_OVERHEAD_BYTES)
+                self._leave(item)
+                queued = True
+                self._queue_final(answer.messages, item.release)
+        except Exception as error:
+            self.fail(item, error)
+        finally:
+            buffers.clear()
+            item.job = None
+            if not queued:
+                item.release()
+
+    async def _call(self, item: Item, function: Any, argument: Any) -> Any:
+        if sum(item.plan.sizes) + item.plan.result_bytes > _OFF_LOOP_BYTES:
+            return await asyncio.to_thread(function, argument)
+        return function(argument)
+
+    # ------------------------------------------------------------------------------------------------- ending
+
+    def _leave(self, item: Item) -> None:
+        """The item's fate is known: it is no longer active."""
+        item.answered = True
+        if self._active.get(item.id) is item:
+            del self._active[item.id]
+            self._slots.release()
+        if item.timer is not None:
+            item.timer.cancel()
+
+    def forget_all(self) -> None:
+        """Ends every item, and those that still come, without an answer."""
+        self._closed = True
+        for item in list(self._active.values()):
+            self._forget(item)
+
+    def _forget(self, item: Item) -> None:
+        """Ends an item without an answer; what its codec still holds is given back by `_work`."""
+        collecting = item.receiver is not None
+        self._leave(item)
+        if item.job is not None:
+            self._scheduler.cancel(item.job)
+        if collecting:
+            item.release()
+
+    def fail(self, item: Item, error: Exception) -> None:
+        """Answers an item with an error, unless it has its answer."""
+        if item.answered:
+            return
+        if item.receiver is not None:
+            self.late.add(item.id)
+        self._forget(item)
+        self._answer_error(item.id, error)
+
+    def refuse(self, item_id: int, error: Exception) -> None:
+        """Answers an item that never became one."""
+        self.late.add(item_id)
+        self._answer_error(item_id, error)
+
+    def _answer_error(self, item_id: int, error: Exception) -> None:
+        rule = rule_of(error)
+        if rule is INTERNAL:
+            self._log.error("item failed", item=item_id, reason=rule.reason, exc_info=error)
+        else:
+            self._log.info("item failed", item=item_id, reason=rule.reason, error=str(error))
+        status = to_status(error, self._request_id)
+        drop_frames(error)
+        self._queue_final(iter((error_response(self._operation, item_id, status),)), None)
+
+    def _queue_final(self, messages: Any, release: Any) -> None:
+        try:
+            self._outbox.final(messages, release)
+        except UnreadAnswersError as error:
+            self._on_overflow(error)
+
+    def progress(self, item: Item, stage: pb.ItemProgress.Stage.ValueType, position: int = 0) -> None:
+        """Tells the client where an item is, when it wants to know."""
+        if item.want_progress and not item.answered:
+            elapsed = convert.duration(self._clock() - item.accepted_at)
+            progress = pb.ItemProgress(stage=stage, queue_position=position, elapsed=elapsed)
+            self._outbox.progress(self._operation.response(item_id=item.id, progress=progress))
