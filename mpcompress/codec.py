@@ -1,12 +1,14 @@
 """The contract of a codec: what the registry loads, the server runs and the shared tests check.
 
 A `FeatureCodec` takes and gives numpy arrays, lists in and lists out, in the same order. It knows nothing of gRPC,
-files or threads: one instance is called by one thread at a time.
+files or threads: `compress` and `decompress` of one instance are called by one thread at a time.
 
     tensors, params ──► resolve ──► compress ──► Coded(strings, pstate)
     Unit(strings, pstate, specs) ──► check_unit ──► decompress ──► {"h_hat": ...}
 
-`resolve` and `check_unit` see shapes and parameters only, so that a bad request is refused before its bytes are read.
+`resolve` and `check_unit` see shapes and parameters only, so that a bad request is refused before its bytes are read:
+they are quick, keep no state, and may run while another call is in progress. Before a payload has arrived `check_unit` sees
+zero-filled stand-ins of its sizes.
 """
 
 from __future__ import annotations

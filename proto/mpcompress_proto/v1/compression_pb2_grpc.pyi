@@ -33,7 +33,8 @@ Errors of an item (`error` in the item's response; the stream and its other item
   INTERNAL             a bug; the request id is in the ErrorInfo.
 Errors that end the stream (gRPC status of the call; items without a final event got no result):
   INVALID_ARGUMENT     a message without a member of its oneof, a header with the id of an unanswered item, a chunk of an
-                       item that was never announced or was already complete, a message of more than 4 MiB.
+                       item that was never announced or was already complete, a message of more than 4 MiB
+                       (above 8 MiB gRPC itself refuses it with RESOURCE_EXHAUSTED).
   RESOURCE_EXHAUSTED   too many unread answers on one stream.
   UNAUTHENTICATED, DEADLINE_EXCEEDED, CANCELLED, UNAVAILABLE: as gRPC defines them, for the call as a whole.
 Every Status carries a google.rpc.ErrorInfo with domain "mpcompress" and a stable reason (docs/errors.md).
