@@ -1,0 +1,33 @@
+"""A real server with a configuration of its own, for tests that the shared one does not serve."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_POLL_S = 0.05
+
+
+@contextmanager
+def own_server(folder: Path, config: str, *arguments: str) -> Iterator[str]:
+    """Starts `mpcompress-server serve` with `config` in `folder`; gives its address."""
+    path, port_file, log = folder / "server.toml", folder / "server.port", folder / "server.log"
+    path.write_text(config)
+    command = [sys.executable, "-m", "mpcompress_server", "serve", "--config", str(path), *arguments]
+    command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file)]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=sink)
+    try:
+        while not port_file.exists():
+            try:
+                process.wait(_POLL_S)
+            except subprocess.TimeoutExpired:
+                continue
+            raise AssertionError(f"the server ended: {log.read_text()}")
+        yield port_file.read_text().strip()
+    finally:
+        process.terminate()
+        process.wait(30)
