@@ -7,8 +7,8 @@ files or threads: `compress` and `decompress` of one instance are called by one 
     Unit(strings, pstate, specs) ──► check_unit ──► decompress ──► {"h_hat": ...}
 
 `resolve` and `check_unit` see shapes and parameters only, so that a bad request is refused before its bytes are read:
-they are quick, keep no state, and may run while another call is in progress. Before a payload has arrived `check_unit` sees
-zero-filled stand-ins of its sizes.
+they are quick, keep no state, and may run while another call is in progress. Before a payload has arrived `check_unit`
+sees zero-filled stand-ins of its sizes.
 """
 
 from __future__ import annotations
