@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +36,14 @@ class Moments:
         prefix_mean: (P, C).
         basis: (K, C), orthonormal rows by falling variance.
         energy: (K,) variances, at least a thousandth of their mean.
-        tokens: patch tokens seen.
+        others: for each fold, the basis of the tensors that are not in it; tensor n is in fold n % folds.
     """
 
     mean: Double
     prefix_mean: Double
     basis: Double
     energy: Double
-    tokens: int
+    others: list[Double]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,57 +67,90 @@ class Scales:
     sample_prefix: FloatArray
 
 
-def fit_moments(tensors: Iterable[FloatArray], prefix: int) -> Moments:
+@dataclass
+class _Sums:
+    """Running sums over patch tokens, less `shift`: sums of tensors add up, so that a share can be taken out again."""
+
+    total: Double
+    products: Double
+    count: int = 0
+
+    @classmethod
+    def none(cls, channels: int) -> _Sums:
+        return cls(np.zeros(channels), np.zeros((channels, channels)))
+
+    def add(self, patches: Double) -> None:
+        self.total += patches.sum(axis=0)
+        centred = patches.astype(np.float32)
+        self.products += centred.T @ centred
+        self.count += len(patches)
+
+    def plus(self, other: _Sums, sign: int = 1) -> _Sums:
+        total, products = self.total + sign * other.total, self.products + sign * other.products
+        return _Sums(total, products, self.count + sign * other.count)
+
+    def klt(self) -> tuple[Double, Double]:
+        """(K,) variances, falling, and (K, C) basis."""
+        mean = self.total / self.count
+        variances, vectors = np.linalg.eigh(self.products / self.count - np.outer(mean, mean))
+        order = np.argsort(variances)[::-1]
+        basis = vectors[:, order].T
+        # An eigenvector's sign is free: fixed here, so that a codec does not depend on the linear algebra library.
+        largest = basis[np.arange(len(basis)), np.abs(basis).argmax(axis=1)]
+        return variances[order], basis * np.sign(largest)[:, None]
+
+
+def fit_moments(tensors: Iterable[FloatArray], prefix: int, folds: int = 1) -> Moments:
     """Means and KLT of tensors (L, C), in float64 about the first tensor's mean, so that large means cost no digits."""
     shift: Double | None = None
-    count = seen = 0
-    for x in tensors:
+    for number, x in enumerate(tensors):
         patches = x[prefix:].astype(np.float64)
         if shift is None:
             shift = patches.mean(axis=0)
-            total = np.zeros_like(shift)
-            products = np.zeros((shift.size, shift.size))
+            sums = [_Sums.none(shift.size) for _ in range(folds)]
             prefix_total = np.zeros((prefix, shift.size))
-        patches -= shift
-        total += patches.sum(axis=0)
-        centred = patches.astype(np.float32)
-        products += centred.T @ centred
+        sums[number % folds].add(patches - shift)
         prefix_total += x[:prefix]
-        count += len(patches)
-        seen += 1
     if shift is None:
         raise InvalidInputError("no tensors to calibrate on", field="sources")
-    mean = total / count
-    covariance = products / count - np.outer(mean, mean)
-    variances, vectors = np.linalg.eigh(covariance)
-    order = np.argsort(variances)[::-1]
-    basis = vectors[:, order].T
-    # An eigenvector's sign is free: fixed here, so that a codec does not depend on the linear algebra library.
-    largest = basis[np.arange(len(basis)), np.abs(basis).argmax(axis=1)]
-    basis *= np.sign(largest)[:, None]
-    energy = np.maximum(variances[order], 1e-3 * variances.mean())  # null directions hold rounding noise
-    if not energy[0] > 1e-20 + 1e-12 * float(np.square(shift + mean).max()):
+    whole = reduce(_Sums.plus, sums)
+    variances, basis = whole.klt()
+    mean = whole.total / whole.count + shift
+    energy = np.maximum(variances, 1e-3 * variances.mean())  # null directions hold rounding noise
+    if not energy[0] > 1e-20 + 1e-12 * float(np.square(mean).max()):
         raise InvalidInputError("the features are constant: there is nothing to calibrate", field="sources")
-    return Moments(mean=mean + shift, prefix_mean=prefix_total / seen, basis=basis, energy=energy, tokens=count)
+    return Moments(
+        mean=mean,
+        prefix_mean=prefix_total / (number + 1),
+        basis=basis,
+        energy=energy,
+        others=[whole.plus(part, -1).klt()[1] for part in sums] if folds > 1 else [basis],
+    )
 
 
 def fit_scales(
     tensors: Iterable[tuple[FloatArray, tuple[int, int]]],
     count: int,
     moments: Moments,
-    basis: FloatArray,
     tile: tuple[int, int],
 ) -> Scales:
-    """Pass 2 over `count` tensors and their grids, with the basis as the codec will hold it."""
+    """Pass 2 over `count` tensors and their grids, each in the basis of the others.
+
+    In a basis fitted to it, a tensor has less in the last components than a new tensor has: with few tensors several
+    times less, and a codec that believed it would code new tensors badly.
+    """
     prefix, (h, w) = len(moments.prefix_mean), tile
+    bases = [basis.astype(np.float16).astype(np.float32) for basis in moments.others]  # as the codec file holds it
+    K = len(bases[0])
     rng = np.random.default_rng(0)
-    kept_most = max(1, min(_SAMPLE_TILES, count, _SAMPLE_BYTES // (4 * h * w * len(basis))))
+    kept_most = max(1, min(_SAMPLE_TILES, count, _SAMPLE_BYTES // (4 * h * w * K)))
     keep = set(np.linspace(0, count - 1, kept_most).astype(int).tolist())
-    tile_sum, prefix_sum = np.zeros((h, w, len(basis))), np.zeros((prefix, len(basis)))
+    tile_sum, prefix_sum = np.zeros((h, w, K)), np.zeros((prefix, K))
     tiles = 0
     sample, sample_prefix = [], []
     mean, prefix_mean = moments.mean.astype(np.float32), moments.prefix_mean.astype(np.float32)
     for number, (x, (height, width)) in enumerate(tensors):
+        basis = bases[number % len(bases)]
         y = (x[prefix:] - mean) @ basis.T
         y_prefix = (x[:prefix] - prefix_mean) @ basis.T
         prefix_sum += np.abs(y_prefix)
