@@ -232,6 +232,11 @@ class PictureCodec(FeatureCodec):
             decoded.append({"h_hat": _cast(h_hat, spec.dtype)})
         return decoded
 
+    def warm_up(self) -> None:
+        """Asks the encoder for its version, which later units carry, while nobody waits."""
+        if not self.unavailable_reason:
+            self._engine.banner()
+
     def _check_specs(
         self, specs: Sequence[TensorSpec], params: CodingParams
     ) -> tuple[tuple[int, int, int, int], tuple[int, int] | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from mpcompress.errors import CodecCrashedError, CodecUnavailableError
@@ -29,6 +31,13 @@ def _ffmpeg() -> str:
         raise CodecUnavailableError(f"imageio-ffmpeg has no ffmpeg for this platform: {error}") from error
 
 
+@lru_cache(maxsize=4)
+def _version(program: str) -> str:
+    """What `ffmpeg -version` prints: its version and how it was configured; asked once."""
+    limits = Limits(wall_s=60, cpu_s=10, memory_bytes=4 << 30, file_bytes=1 << 20)
+    return run([program, "-version"], limits=limits, what="ffmpeg", tail_bytes=1 << 16).output
+
+
 class VvencEngine(PictureEngine):
     """libvvenc, constant QP, perceptual tools off, one thread, in a process of its own."""
 
@@ -40,25 +49,18 @@ class VvencEngine(PictureEngine):
 
     def require(self) -> None:
         """See `PictureEngine.require`."""
-        if "libvvenc" not in self._version():
+        if "libvvenc" not in _version(_ffmpeg()):
             raise CodecUnavailableError(f"{_ffmpeg()} was built without libvvenc: {_REMEDY}")
 
     def banner(self) -> str:
         """See `PictureEngine.banner`."""
         self.require()
         # "ffmpeg version n9.0.2-17-g2a571b6068 Copyright ..."
-        return f"libvvenc in ffmpeg {self._version().split()[2]}"[:128]
+        return f"libvvenc in ffmpeg {_version(_ffmpeg()).split()[2]}"[:128]
 
     def qp_range(self, bit_depth: int) -> tuple[int, int]:
         """See `PictureEngine.qp_range`."""
         return 0, 63
-
-    def _version(self) -> str:
-        """What `ffmpeg -version` prints: its version and how it was configured; asked once."""
-        if not hasattr(self, "_version_text"):
-            limits = Limits(wall_s=60, cpu_s=10, memory_bytes=4 << 30, file_bytes=1 << 20)
-            self._version_text = run([_ffmpeg(), "-version"], limits=limits, what="ffmpeg", tail_bytes=1 << 16).output
-        return self._version_text
 
     def _encode(self, picture: Picture, bit_depth: int, qp: int, speed: str, cancel: CancelToken | None) -> bytes:
         height, width = (max(_MIN_SIDE, side + side % 2) for side in picture.shape)
