@@ -45,6 +45,7 @@ CACHE_DIR_VARIABLE = "MPCOMPRESS_CACHE_DIR"
 KERNEL_MODULES = (
     "mpcompress.entropy.rans",
     "mpcompress.entropy.compressai_format",
+    "mpcompress.exact.kernels",
 )
 """Every module with kernels of its own; `warm_up` imports them all."""
 
