@@ -35,7 +35,7 @@ class FeatureSet:
 
     @classmethod
     def open(cls, sources: Any, context: Path | None = None) -> FeatureSet:
-        """Opens files, folders and arrays as `open_features` does.
+        """Opens files, folders and arrays as `open_features` does; arrays of iterators stay in memory.
 
         Args:
             sources: the features.
@@ -44,7 +44,9 @@ class FeatureSet:
         Raises:
             InvalidInputError: no tensors, different shapes, or a context that is missing.
         """
-        tensors = open_features(sources)
+        if isinstance(sources, np.ndarray):
+            sources = [sources]
+        tensors = open_features(sources if isinstance(sources, str | Path) else list(sources))
         if not tensors:
             raise InvalidInputError("no feature tensors there", field="features")
         for tensor in tensors:

@@ -13,6 +13,7 @@ from mpcompress_client.cli.calibrate import calibrate
 from mpcompress_client.cli.coding import compress, decompress
 from mpcompress_client.cli.info import codecs, inspect
 from mpcompress_client.cli.neural import import_checkpoint
+from mpcompress_client.cli.train import train
 from mpcompress_client.errors import MPCompressError
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -56,7 +57,7 @@ def cli(debug: bool) -> None:
     """Compress feature tensors, through a server or on this device."""
 
 
-for _command in (compress, decompress, codecs, inspect, calibrate, import_checkpoint):
+for _command in (compress, decompress, codecs, inspect, calibrate, import_checkpoint, train):
     cli.add_command(_command)
 
 
