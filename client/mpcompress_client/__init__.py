@@ -9,6 +9,7 @@
 """
 
 from mpcompress_client.client import CompressionClient
+from mpcompress_client.endpoint import TlsConfig
 from mpcompress_client.errors import (
     AccessDeniedError,
     CancelledError,
@@ -27,6 +28,8 @@ from mpcompress_client.errors import (
 )
 from mpcompress_client.infos import CodecInfo, QpRange, ServerLimits, TensorPort
 from mpcompress_client.local import EdgeCodec
+from mpcompress_client.progress import Progress
+from mpcompress_client.retry import RetryPolicy
 from mpcompress_proto.coded_unit import CodedUnit
 
 __all__ = [
@@ -42,13 +45,16 @@ __all__ = [
     "EdgeCodec",
     "InvalidRequestError",
     "MPCompressError",
+    "Progress",
     "QpRange",
     "ResourceExhaustedError",
+    "RetryPolicy",
     "ServerError",
     "ServerLimits",
     "ServerUnavailableError",
     "TargetUnreachableError",
     "TensorPort",
+    "TlsConfig",
     "UnknownCodecError",
     "WireError",
 ]

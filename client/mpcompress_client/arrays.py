@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mpcompress_client import torch_tensors
 from mpcompress_client.errors import InvalidRequestError
 from mpcompress_proto.errors import WireError
 from mpcompress_proto.tensors import FEATURES, MAX_TENSORS, Array, data_type, spec_of
@@ -64,6 +65,11 @@ def _array(value: Any, name: str) -> Array:
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     try:
+        if torch_tensors.is_tensor(value):
+            return torch_tensors.to_array(value)
+        if _on_device(value):
+            # What cupy calls the copy to the CPU; numpy refuses to make it by itself.
+            return np.asarray(value.get())
         if hasattr(value, "__array__"):
             return np.asarray(value)
         if hasattr(value, "__dlpack__"):
@@ -71,5 +77,11 @@ def _array(value: Any, name: str) -> Array:
             return array
     except Exception as error:
         # Other libraries raise what they like here: a tensor on a GPU, one that requires gradients, ...
-        raise InvalidRequestError(f"tensor {name!r}: {type(value).__name__} is no CPU array: {error}") from error
+        raise InvalidRequestError(
+            f"tensor {name!r}: {type(value).__name__} cannot become a CPU array: {error}"
+        ) from error
     raise InvalidRequestError(f"tensor {name!r} is a {type(value).__name__}, not an array", field="tensors")
+
+
+def _on_device(value: Any) -> bool:
+    return hasattr(value, "__cuda_array_interface__") and callable(getattr(value, "get", None))

@@ -5,13 +5,15 @@ The synchronous and the asyncio client share it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
 from mpcompress_client.arrays import named_arrays, output_type
-from mpcompress_client.errors import InvalidRequestError
+from mpcompress_client.destination import Destination
+from mpcompress_client.errors import InvalidRequestError, ServerError
 from mpcompress_client.items import CompressItem, DecompressItem
 from mpcompress_client.params import FAMILY_MESSAGES, candidates, coding_params
 from mpcompress_proto.coded_unit import CodedUnit
@@ -66,6 +68,12 @@ class CompressOptions:
         )
         object.__setattr__(self, "message", message)
 
+    @staticmethod
+    def asks_for_family(params: Mapping[str, Any]) -> bool:
+        """Whether `family_of` will be asked. Raises InvalidRequestError for names that no codec takes."""
+        family = {name: value for name, value in params.items() if name not in _TARGETS and value is not None}
+        return bool(family) and len(candidates(family)) > 1
+
     def _member(self, family: Mapping[str, Any]) -> str:
         found = candidates(family)
         if len(found) == 1:
@@ -78,9 +86,15 @@ class CompressOptions:
             f"codec {self.codec} does not take {', '.join(sorted(family))}", field=f"params.{next(iter(family))}"
         )
 
-    def item(self, tensors: Any, timeout_s: float) -> CompressItem:
+    def item(self, tensors: Any, timeout_s: float, want_progress: bool = False) -> CompressItem:
         """One item of these options. Raises InvalidRequestError for tensors that cannot travel."""
-        return CompressItem(named_arrays(tensors), codec_id=self.codec, params=self.message, timeout_s=timeout_s)
+        return CompressItem(
+            named_arrays(tensors),
+            codec_id=self.codec,
+            params=self.message,
+            timeout_s=timeout_s,
+            want_progress=want_progress,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +107,34 @@ class DecompressOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", output_type(self.dtype))
 
-    def item(self, unit: UnitLike, ctx: Any, timeout_s: float) -> DecompressItem:
-        """One item of these options. Raises CorruptUnitError, OSError and InvalidRequestError."""
+    def item(
+        self, unit: UnitLike, ctx: Any, timeout_s: float, *, out: Any = None, want_progress: bool = False
+    ) -> DecompressItem:
+        """One item of these options. Raises CorruptUnitError and InvalidRequestError."""
         context = {} if ctx is None else named_arrays(ctx, CONTEXT)
-        return DecompressItem(open_unit(unit), output=self.output, context=context, timeout_s=timeout_s)
+        opened = open_unit(unit)
+        output, destination = self.output, None
+        if out is not None:
+            destination = Destination(out)
+            destination.check_unit(opened.header.tensors)
+            wanted = output_type(destination.dtype)
+            if output not in (pb.DATA_TYPE_UNSPECIFIED, wanted):
+                raise InvalidRequestError(f"out is {destination.dtype}, but dtype={self.dtype!r}", field="out")
+            output = wanted
+        return DecompressItem(
+            opened, output=output, context=context, timeout_s=timeout_s, out=destination, want_progress=want_progress
+        )
+
+    def item_of(self, value: Any, timeout_s: float, out: Any, index: int, want_progress: bool) -> DecompressItem:
+        """The item of one of many inputs: a unit or a pair (unit, ctx); `out[index]` is its buffer."""
+        unit, ctx = value if isinstance(value, tuple) else (value, None)
+        buffer = None
+        if out is not None:
+            try:
+                buffer = out[index]
+            except (TypeError, IndexError, KeyError) as error:
+                raise InvalidRequestError(f"out has no buffer for item {index}: {error}", field="out") from error
+        return self.item(unit, ctx, timeout_s, out=buffer, want_progress=want_progress)
 
 
 def open_unit(unit: UnitLike) -> CodedUnit:
@@ -118,11 +156,28 @@ def open_unit(unit: UnitLike) -> CodedUnit:
     raise InvalidRequestError(f"a unit is a CodedUnit, bytes or a path, not {type(unit).__name__}", field="unit")
 
 
-def check_target(target: Any) -> str:
-    """An address to connect to. Raises InvalidRequestError."""
-    if not isinstance(target, str) or not target.strip():
-        raise InvalidRequestError(f'the target is an address such as "127.0.0.1:50051", not {target!r}', field="target")
-    return target
+class CodecFile:
+    """Collects the answer of GetCodecFile."""
+
+    def __init__(self, codec: str) -> None:
+        self._codec = codec
+        self._header: pb.CodecFileHeader | None = None
+        self._data = bytearray()
+
+    def take(self, response: pb.GetCodecFileResponse) -> bool:
+        """Takes the next message; False when it is no use to read on."""
+        if response.WhichOneof("message") == "header":
+            self._header = response.header
+        else:
+            self._data += response.data
+        return self._header is not None and len(self._data) <= self._header.size_bytes
+
+    def checked(self) -> bytes:
+        """The file. Raises ServerError when its size or SHA-256 is not the announced one."""
+        header, data = self._header, bytes(self._data)
+        if header is None or len(data) != header.size_bytes or hashlib.sha256(data).digest() != header.sha256:
+            raise ServerError(f"the codec file of {self._codec} arrived damaged: its size or SHA-256 does not match")
+        return data
 
 
 def check_look_ahead(errors: Any, look_ahead: Any, look_ahead_bytes: Any) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
-import grpc
-
 from mpcompress_client import pipeline
 from mpcompress_client.calls import (
     DEFAULT_LOOK_AHEAD,
@@ -17,10 +15,12 @@ from mpcompress_client.calls import (
     check_look_ahead,
 )
 from mpcompress_client.connection import Connection
-from mpcompress_client.errors import MPCompressError, ServerError
+from mpcompress_client.errors import MPCompressError
 from mpcompress_client.items import Decoded, Item, RequestT, ResponseT, ResultT
+from mpcompress_client.ledger import Ledger
+from mpcompress_client.pipeline import Many
+from mpcompress_client.progress import ProgressCallback, check_callback
 from mpcompress_client.source import InputT, Source
-from mpcompress_client.status import error_of_rpc
 from mpcompress_proto.coded_unit import CodedUnit
 
 Errors = Literal["raise", "return"]
@@ -38,18 +38,21 @@ class CompressionClient(Connection):
         token_res: Sequence[int] | None = None,
         prefix_tokens: int | None = None,
         timeout_s: float | None = None,
+        progress: ProgressCallback | None = None,
         **params: Any,
     ) -> CodedUnit:
         """Compresses one item.
 
         Args:
             tensors: an array `(L, C)` or `(B, L, C)`, or arrays by the codec's input names ("h", "ctx"); float32,
-                float16, bfloat16, int8, int16 or int32, in any memory layout.
+                float16, bfloat16, int8, int16 or int32, in any memory layout. numpy arrays, torch tensors on any
+                device, and whatever speaks `__array__` or DLPack.
             codec: which codec, by id; `codecs()` lists them.
             qp: quantisation parameter, a multiple of 1/8; smaller is finer. None: the codec's default.
             token_res: (H, W) of the patch-token grid. None: the codec's own.
             prefix_tokens: tokens in front of the patch tokens. None: the codec's own.
-            timeout_s: time limit, seconds. None: the client's.
+            timeout_s: time limit, all attempts together, seconds. None: the client's.
+            progress: called in another thread with each `Progress` event of the item.
             params: `target_bpfp`, `target_nmse`, `target_policy`, and what the codec lists as its `parameters`.
 
         Returns:
@@ -63,30 +66,49 @@ class CompressionClient(Connection):
             ServerUnavailableError: the server cannot be reached.
             MPCompressError: any other failure; see mpcompress_client.errors.
         """
-        options = self._options(codec, qp, token_res, prefix_tokens, params)
-        return self._one(self._stub.Compress, options.item(tensors, self._timeout(timeout_s)))
+        many: Many[CodedUnit] = self.compress_many(
+            (tensors,),
+            codec=codec,
+            qp=qp,
+            token_res=token_res,
+            prefix_tokens=prefix_tokens,
+            timeout_s=timeout_s,
+            progress=progress,
+            **params,
+        )
+        return _only(many)
 
     def decompress(
-        self, unit: UnitLike, *, dtype: Any = None, ctx: Any = None, timeout_s: float | None = None
+        self,
+        unit: UnitLike,
+        *,
+        dtype: Any = None,
+        ctx: Any = None,
+        out: Any = None,
+        timeout_s: float | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Decoded:
         """Decompresses one unit.
 
         Args:
             unit: a CodedUnit, the bytes of a .mpc file, or the path of one.
-            dtype: dtype of the result; None: the dtype that was compressed.
+            dtype: dtype of the result; None: that of `out`, or the dtype that was compressed.
             ctx: the context of a context codec: an array, or arrays by name.
-            timeout_s: time limit, seconds. None: the client's.
+            out: numpy array or torch tensor to write the result into, or several by output name: of the result's shape,
+                and of its dtype when `dtype` is given. Only written when the whole result is there.
+            timeout_s: time limit, all attempts together, seconds. None: the client's.
+            progress: as in `compress`.
 
         Returns:
-            The array, or arrays by name when the codec gives several.
+            The array, or arrays by name when the codec gives several; `out` when it was given.
 
         Raises:
             CorruptUnitError: damaged, truncated or extended bytes.
             CodecMismatchError: the server has no codec with the unit's fingerprint.
             MPCompressError: as `compress`.
         """
-        item = DecompressOptions(dtype=dtype).item(unit, ctx, self._timeout(timeout_s))
-        return self._one(self._stub.Decompress, item)
+        outs = None if out is None else (out,)
+        return _only(self.decompress_many([(unit, ctx)], dtype=dtype, out=outs, timeout_s=timeout_s, progress=progress))
 
     @overload
     def compress_many(
@@ -101,8 +123,9 @@ class CompressionClient(Connection):
         errors: Literal["raise"] = ...,
         look_ahead: int = ...,
         look_ahead_bytes: int = ...,
+        progress: ProgressCallback | None = ...,
         **params: Any,
-    ) -> Generator[CodedUnit, None, None]: ...
+    ) -> Many[CodedUnit]: ...
 
     @overload
     def compress_many(
@@ -117,8 +140,9 @@ class CompressionClient(Connection):
         errors: Errors,
         look_ahead: int = ...,
         look_ahead_bytes: int = ...,
+        progress: ProgressCallback | None = ...,
         **params: Any,
-    ) -> Generator[CodedUnit | MPCompressError, None, None]: ...
+    ) -> Many[CodedUnit | MPCompressError]: ...
 
     def compress_many(
         self,
@@ -132,13 +156,15 @@ class CompressionClient(Connection):
         errors: Errors = "raise",
         look_ahead: int = DEFAULT_LOOK_AHEAD,
         look_ahead_bytes: int = DEFAULT_LOOK_AHEAD_BYTES,
+        progress: ProgressCallback | None = None,
         **params: Any,
-    ) -> Generator[CodedUnit | MPCompressError, None, None]:
+    ) -> Many[Any]:
         """Compresses items over one stream; results in the order of `items`, each as soon as it is there.
 
-        `items` is read in another thread, at most `look_ahead` items (and about `look_ahead_bytes`) ahead of the
-        results taken. Closing or dropping the iterator cancels the rest. When the stream breaks, every item that was
-        sent and not answered gets the error, and those after it go over a new stream.
+        `.as_completed()` gives pairs of index and result as they finish instead. `items` is read in another thread, at
+        most `look_ahead` items (and about `look_ahead_bytes`) ahead of the results taken. Closing or dropping the
+        iterator cancels the rest. When the stream breaks or the server stops, what was sent and not answered is sent
+        again over a new stream, as far as the client's `retry` and the item's time limit go.
 
         Args:
             items: what `compress` takes, one after the other.
@@ -146,19 +172,26 @@ class CompressionClient(Connection):
             qp: as in `compress`.
             token_res: as in `compress`.
             prefix_tokens: as in `compress`.
-            timeout_s: time limit of each item, seconds.
+            timeout_s: time limit of each item, from when it is first sent, seconds.
             errors: "raise" ends with the first item's error; "return" gives the exception in the item's place.
             look_ahead: items sent and not yet taken.
             look_ahead_bytes: bytes of items sent and not yet taken.
+            progress: called in another thread with each `Progress` event of each item; what it raises ends the call.
             params: as in `compress`.
 
         Raises:
             MPCompressError: as `compress`, when `errors` is "raise". What `items` raises is passed on.
         """
         options = self._options(codec, qp, token_res, prefix_tokens, params)
-        limit_s = self._timeout(timeout_s)
+        limit_s, want = self._timeout(timeout_s), check_callback(progress) is not None
         return self._many(
-            self._stub.Compress, lambda value: options.item(value, limit_s), items, errors, look_ahead, look_ahead_bytes
+            self._stub.Compress,
+            lambda value, _: options.item(value, limit_s, want),
+            items,
+            errors,
+            look_ahead,
+            look_ahead_bytes,
+            progress,
         )
 
     @overload
@@ -167,11 +200,13 @@ class CompressionClient(Connection):
         units: Iterable[UnitLike | tuple[UnitLike, Any]],
         *,
         dtype: Any = ...,
+        out: Any = ...,
         timeout_s: float | None = ...,
         errors: Literal["raise"] = ...,
         look_ahead: int = ...,
         look_ahead_bytes: int = ...,
-    ) -> Generator[Decoded, None, None]: ...
+        progress: ProgressCallback | None = ...,
+    ) -> Many[Decoded]: ...
 
     @overload
     def decompress_many(
@@ -179,43 +214,52 @@ class CompressionClient(Connection):
         units: Iterable[UnitLike | tuple[UnitLike, Any]],
         *,
         dtype: Any = ...,
+        out: Any = ...,
         timeout_s: float | None = ...,
         errors: Errors,
         look_ahead: int = ...,
         look_ahead_bytes: int = ...,
-    ) -> Generator[Decoded | MPCompressError, None, None]: ...
+        progress: ProgressCallback | None = ...,
+    ) -> Many[Decoded | MPCompressError]: ...
 
     def decompress_many(
         self,
         units: Iterable[UnitLike | tuple[UnitLike, Any]],
         *,
         dtype: Any = None,
+        out: Any = None,
         timeout_s: float | None = None,
         errors: Errors = "raise",
         look_ahead: int = DEFAULT_LOOK_AHEAD,
         look_ahead_bytes: int = DEFAULT_LOOK_AHEAD_BYTES,
-    ) -> Generator[Decoded | MPCompressError, None, None]:
+        progress: ProgressCallback | None = None,
+    ) -> Many[Any]:
         """Decompresses units over one stream; everything as `compress_many`, and each unit as in `decompress`.
 
         Args:
             units: units, or pairs (unit, ctx) for context codecs.
             dtype: as in `decompress`.
-            timeout_s: time limit of each item, seconds.
+            out: buffers by index, each as in `decompress`: a list of them, or one array `(N, ...)` for all.
+            timeout_s: as in `compress_many`.
             errors: as in `compress_many`.
             look_ahead: as in `compress_many`.
             look_ahead_bytes: as in `compress_many`; a unit counts with the tensors that it gives.
+            progress: as in `compress_many`.
 
         Raises:
             MPCompressError: as `decompress`, when `errors` is "raise".
         """
         options = DecompressOptions(dtype=dtype)
-        limit_s = self._timeout(timeout_s)
-
-        def prepare(value: Any) -> Any:
-            unit, ctx = value if isinstance(value, tuple) else (value, None)
-            return options.item(unit, ctx, limit_s)
-
-        return self._many(self._stub.Decompress, prepare, units, errors, look_ahead, look_ahead_bytes)
+        limit_s, want = self._timeout(timeout_s), check_callback(progress) is not None
+        return self._many(
+            self._stub.Decompress,
+            lambda value, index: options.item_of(value, limit_s, out, index, want),
+            units,
+            errors,
+            look_ahead,
+            look_ahead_bytes,
+            progress,
+        )
 
     def _options(
         self,
@@ -229,44 +273,48 @@ class CompressionClient(Connection):
             codec=codec, qp=qp, token_res=token_res, prefix_tokens=prefix_tokens, params=params, family_of=self._family
         )
 
-    def _one(self, method: Any, item: Item[RequestT, ResponseT, ResultT]) -> ResultT:
-        self._check_open()
-        call = method(item.requests(1), timeout=item.timeout_s + pipeline.GRACE_S)
-        result: ResultT | None = None
-        try:
-            for response in call:
-                if response.item_id == 1 and result is None:
-                    result = item.receive(response)
-        except grpc.RpcError as error:
-            if result is None:
-                raise error_of_rpc(error, self.target) from error
-        finally:
-            call.cancel()
-        if result is None:
-            raise ServerError(f"{self.target} ended the call without a result")
-        return result
-
     def _many(
         self,
-        method: Callable[[Iterator[RequestT]], Any],
-        prepare: Callable[[InputT], Item[RequestT, ResponseT, ResultT]],
+        method: Callable[..., Any],
+        prepare: Callable[[InputT, int], Item[RequestT, ResponseT, ResultT]],
         inputs: Iterable[InputT],
         errors: str,
         look_ahead: int,
         look_ahead_bytes: int,
-    ) -> Generator[ResultT | MPCompressError, None, None]:
+        progress: ProgressCallback | None,
+    ) -> Many[Any]:
         self._check_open()
         check_look_ahead(errors, look_ahead, look_ahead_bytes)
 
-        def make(source: Source[InputT]) -> pipeline.Pipeline[InputT, RequestT, ResponseT, ResultT]:
+        def open_call(requests: Iterator[RequestT]) -> Any:
             self._check_open()
-            return pipeline.Pipeline(
-                open_call=method,
-                prepare=prepare,
-                source=source,
-                target=self.target,
-                look_ahead=look_ahead,
-                look_ahead_bytes=look_ahead_bytes,
-            )
+            return method(requests, metadata=self._endpoint.metadata)
 
-        return pipeline.run(errors=errors, source=Source(inputs), make=make)
+        def start(ordered: bool) -> Generator[tuple[int, ResultT | MPCompressError], None, None]:
+            def make() -> pipeline.Pipeline[InputT, RequestT, ResponseT, ResultT]:
+                self._check_open()
+                return pipeline.Pipeline(
+                    open_call=open_call,
+                    prepare=prepare,
+                    source=Source(inputs),
+                    ledger=Ledger(
+                        target=self.target,
+                        look_ahead=look_ahead,
+                        look_ahead_bytes=look_ahead_bytes,
+                        ordered=ordered,
+                        policy=self.retry,
+                        contact=self._contact,
+                        progress=progress,
+                    ),
+                    target=self.target,
+                )
+
+            return pipeline.run(errors=errors, make=make)
+
+        return Many(start)
+
+
+def _only(many: Many[ResultT]) -> ResultT:
+    """The result of a call with one item; ends the call properly."""
+    (result,) = many
+    return result

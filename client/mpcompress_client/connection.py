@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
+from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
-from mpcompress_client import infos
-from mpcompress_client.calls import DEFAULT_TIMEOUT_S, check_target
-from mpcompress_client.errors import InvalidRequestError, ServerError
+from mpcompress_client import endpoint, infos
+from mpcompress_client.calls import CodecFile
+from mpcompress_client.endpoint import TlsConfig
+from mpcompress_client.errors import InvalidRequestError
 from mpcompress_client.items import check_timeout
+from mpcompress_client.retry import Contact, RetryPolicy, policy_of
 from mpcompress_client.status import error_of_rpc
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.v1.compression_pb2_grpc import CompressionServiceStub
@@ -22,39 +24,66 @@ from mpcompress_proto.v1.compression_pb2_grpc import CompressionServiceStub
 class Connection:
     """A channel to a server; use it as a context manager. May be shared by threads.
 
+    What is not passed comes from the environment; `mpcompress_client.endpoint` lists the variables.
+
     Args:
-        target: the server's address, "host:port" or any gRPC target.
-        timeout_s: time limit of each item and call, seconds.
-        credentials: TLS credentials; None talks plain text.
+        target: the server's address, "host:port" or any gRPC target. None: MPCOMPRESS_TARGET, or 127.0.0.1:50051.
+        timeout_s: time limit of each item and call with all its attempts, seconds. None: MPCOMPRESS_TIMEOUT_S, or 60.
+        tls: how to talk TLS; True trusts the system's authorities, False is plain text. None: as MPCOMPRESS_TLS_CA,
+            MPCOMPRESS_TLS_CERT and MPCOMPRESS_TLS_KEY say, or plain text without them.
+        credentials: gRPC's own channel credentials instead of `tls`.
+        token: a bearer token, which travels over TLS or on this machine only.
+        token_file: a file with one, read again when it changes. None: MPCOMPRESS_TOKEN_FILE.
+        retry: how often and when something is sent again; None sends nothing again.
         channel: an open channel to use instead of a new one; it is not closed.
         options: further gRPC channel options.
 
     Raises:
-        InvalidRequestError: a target that is no address.
+        InvalidRequestError: what cannot be used, by its argument or variable, and what to do.
     """
 
     def __init__(
         self,
-        target: str,
+        target: str | None = None,
         *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        timeout_s: float | None = None,
+        tls: TlsConfig | bool | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+        token_file: str | PathLike[str] | None = None,
+        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008 # frozen
         channel: grpc.Channel | None = None,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        self.target = check_target(target)
-        self.timeout_s = check_timeout(timeout_s)
+        self.retry = policy_of(retry)
+        self._endpoint = endpoint.resolve(
+            target=target,
+            timeout_s=timeout_s,
+            tls=tls,
+            credentials=credentials,
+            token=token,
+            token_file=token_file,
+            own_channel=channel is not None,
+            options=options,
+            policy=self.retry,
+        )
+        self.target = self._endpoint.target
+        self.timeout_s = self._endpoint.timeout_s
         self._owned = channel is None
         if channel is not None:
             self._channel = channel
-        elif credentials is not None:
-            self._channel = grpc.secure_channel(target, credentials, options=list(options))
+        elif self._endpoint.credentials is not None:
+            self._channel = grpc.secure_channel(self.target, self._endpoint.credentials, self._endpoint.options)
         else:
-            self._channel = grpc.insecure_channel(target, options=list(options))
+            self._channel = grpc.insecure_channel(self.target, self._endpoint.options)
         self._stub = CompressionServiceStub(self._channel)
+        self._contact = Contact()
         self._families: dict[str, str] | None = None
         self._lock = threading.Lock()
         self._closed = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -89,25 +118,21 @@ class Connection:
             ServerError: the file arrived damaged.
         """
         self._check_open()
-        request = pb.GetCodecFileRequest(codec_id=codec, fingerprint=fingerprint)
-        call: Any = self._stub.GetCodecFile(request, timeout=self._timeout(timeout_s))
-        header: pb.CodecFileHeader | None = None
-        data = bytearray()
+        call: Any = self._stub.GetCodecFile(
+            pb.GetCodecFileRequest(codec_id=codec, fingerprint=fingerprint),
+            timeout=self._timeout(timeout_s),
+            metadata=self._endpoint.metadata,
+        )
+        file = CodecFile(codec)
         try:
             for response in call:
-                if response.WhichOneof("message") == "header":
-                    header = response.header
-                else:
-                    data += response.data
-                if header is None or len(data) > header.size_bytes:
+                if not file.take(response):
                     break
         except grpc.RpcError as error:
             raise error_of_rpc(error, self.target) from error
         finally:
             call.cancel()
-        if header is None or len(data) != header.size_bytes or hashlib.sha256(data).digest() != header.sha256:
-            raise ServerError(f"the codec file of {codec} arrived damaged: its size or SHA-256 does not match")
-        return bytes(data)
+        return file.checked()
 
     def _timeout(self, timeout_s: float | None) -> float:
         return self.timeout_s if timeout_s is None else check_timeout(timeout_s)
@@ -120,12 +145,13 @@ class Connection:
         self._check_open()
         try:
             response: pb.ListCodecsResponse = self._stub.ListCodecs(
-                pb.ListCodecsRequest(), timeout=self._timeout(timeout_s)
+                pb.ListCodecsRequest(), timeout=self._timeout(timeout_s), metadata=self._endpoint.metadata
             )
         except grpc.RpcError as error:
             raise error_of_rpc(error, self.target) from error
+        self._contact.made = True
         with self._lock:
-            self._families = {codec.codec_id: codec.family for codec in response.codecs}
+            self._families = infos.families(response)
         return response
 
     def _family(self, codec: str) -> str:

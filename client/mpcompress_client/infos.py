@@ -97,6 +97,11 @@ def codec_info(message: pb.CodecInfo) -> CodecInfo:
     )
 
 
+def families(response: pb.ListCodecsResponse) -> dict[str, str]:
+    """Families by codec id."""
+    return {codec.codec_id: codec.family for codec in response.codecs}
+
+
 def server_limits(response: pb.ListCodecsResponse) -> ServerLimits:
     """The limits in a ListCodecsResponse."""
     limits = response.limits

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from mpcompress_client.arrays import specs_of
+from mpcompress_client.destination import Destination
 from mpcompress_client.errors import InvalidRequestError, ServerError, WireError
 from mpcompress_client.status import error_of
 from mpcompress_proto.coded_unit import CodedUnit, check_header
@@ -30,6 +31,7 @@ RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT", pb.CompressResponse, pb.DecompressResponse)
 ResultT = TypeVar("ResultT")
 
+# What decompressing gives: an array, arrays by name, or the caller's own `out`, of whatever type.
 Decoded = Array | dict[str, Array]
 
 # No codec expands more: int8 to float32 is four times, for two outputs eight.
@@ -49,8 +51,12 @@ class Item(ABC, Generic[RequestT, ResponseT, ResultT]):
     timeout_s: float
 
     @abstractmethod
-    def requests(self, item_id: int) -> Iterator[RequestT]:
-        """The messages that send it, in order."""
+    def requests(self, item_id: int, timeout_s: float) -> Iterator[RequestT]:
+        """The messages that send it, in order, again each time; `timeout_s` is what is left of its time limit."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Forgets what was received, because the item is sent again."""
 
     def receive(self, response: ResponseT) -> ResultT | None:
         """Takes a response with this item's id; returns the result with the last one, None before.
@@ -78,24 +84,36 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
     """Tensors to compress. Raises InvalidRequestError for tensors that cannot travel."""
 
     def __init__(
-        self, tensors: Mapping[str, Array], *, codec_id: str, params: pb.CodingParams, timeout_s: float
+        self,
+        tensors: Mapping[str, Array],
+        *,
+        codec_id: str,
+        params: pb.CodingParams,
+        timeout_s: float,
+        want_progress: bool = False,
     ) -> None:
-        self._header = pb.CompressHeader(codec_id=codec_id, tensors=specs_of(tensors), params=params)
-        self._header.timeout.FromNanoseconds(round(timeout_s * 1e9))
+        self._header = pb.CompressHeader(
+            codec_id=codec_id, tensors=specs_of(tensors), params=params, want_progress=want_progress
+        )
         self._parts = [wire_view(array) for array in tensors.values()]
         self.nbytes = sum(len(part) for part in self._parts)
         self.timeout_s = timeout_s
         self._answer: pb.CompressedItem | None = None
         self._receiver = Receiver([])
 
-    def requests(self, item_id: int) -> Iterator[pb.CompressRequest]:
+    def restart(self) -> None:
+        """Forgets the answer so far."""
+        self._answer, self._receiver = None, Receiver([])
+
+    def requests(self, item_id: int, timeout_s: float) -> Iterator[pb.CompressRequest]:
         """The header, with all bytes when they fit one message, else followed by chunks."""
-        self._header.item_id = item_id
+        request = pb.CompressRequest(header=self._header)
+        _announce(request.header, item_id, timeout_s)
         if self.nbytes <= MAX_INLINE_BYTES:
-            self._header.inline_data = b"".join(self._parts)
-            yield pb.CompressRequest(header=self._header)
+            request.header.inline_data = b"".join(self._parts)
+            yield request
             return
-        yield pb.CompressRequest(header=self._header)
+        yield request
         for index, offset, data in pieces(self._parts):
             yield pb.CompressRequest(
                 chunk=pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset, data=data)
@@ -136,9 +154,13 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
         output: pb.DataType.ValueType,
         context: Mapping[str, Array],
         timeout_s: float,
+        out: Destination | None = None,
+        want_progress: bool = False,
     ) -> None:
-        self._header = pb.DecompressHeader(unit=unit.header, tensors=specs_of(context), output_dtype=output)
-        self._header.timeout.FromNanoseconds(round(timeout_s * 1e9))
+        self._out = out
+        self._header = pb.DecompressHeader(
+            unit=unit.header, tensors=specs_of(context), output_dtype=output, want_progress=want_progress
+        )
         self._payload = memoryview(unit.payload)
         self._parts = [wire_view(array) for array in context.values()]
         self._inline_bytes = len(self._payload) + sum(len(part) for part in self._parts)
@@ -148,14 +170,19 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
         self._specs: Sequence[pb.TensorSpec] | None = None
         self._receiver = Receiver([])
 
-    def requests(self, item_id: int) -> Iterator[pb.DecompressRequest]:
+    def restart(self) -> None:
+        """Forgets the answer so far."""
+        self._specs, self._receiver = None, Receiver([])
+
+    def requests(self, item_id: int, timeout_s: float) -> Iterator[pb.DecompressRequest]:
         """The header, with all bytes when they fit one message, else followed by the payload's and tensors' chunks."""
-        self._header.item_id = item_id
+        request = pb.DecompressRequest(header=self._header)
+        _announce(request.header, item_id, timeout_s)
         if self._inline_bytes <= MAX_INLINE_BYTES:
-            self._header.inline_data = b"".join([self._payload, *self._parts])
-            yield pb.DecompressRequest(header=self._header)
+            request.header.inline_data = b"".join([self._payload, *self._parts])
+            yield request
             return
-        yield pb.DecompressRequest(header=self._header)
+        yield request
         for _, offset, data in pieces([self._payload]):
             yield pb.DecompressRequest(payload=pb.PayloadChunk(item_id=item_id, offset=offset, data=data))
         for index, offset, data in pieces(self._parts):
@@ -171,7 +198,10 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
             self._specs = response.result.tensors
             if not self._specs:
                 raise WireError("a result without tensors", field="result.tensors")
-            self._receiver = Receiver(check_specs(self._specs, "result.tensors", self._most_bytes()))
+            sizes = check_specs(self._specs, "result.tensors", self._most_bytes())
+            if self._out is not None:
+                self._out.check(self._specs)
+            self._receiver = Receiver(sizes)
             inline = response.result.inline_data
             if inline:
                 self._receiver.fill(inline, "result.inline_data")
@@ -182,12 +212,21 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
             raise WireError(f"an unexpected event {event}", field="event")
         if not self._receiver.complete:
             return None
+        if self._out is not None:
+            buffers = zip(self._specs, self._receiver.buffers, strict=True)
+            filled: Decoded = self._out.fill({spec.name: array_from(buffer, spec) for spec, buffer in buffers})
+            return filled
         arrays = {
             # Inline bytes belong to the message: a copy makes the user's array writable and aligned.
             spec.name: array_from(buffer if buffer.flags.writeable else buffer.copy(), spec)
             for spec, buffer in zip(self._specs, self._receiver.buffers, strict=True)
         }
         return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def _announce(header: pb.CompressHeader | pb.DecompressHeader, item_id: int, timeout_s: float) -> None:
+    header.item_id = item_id
+    header.timeout.FromNanoseconds(max(1, round(timeout_s * 1e9)))
 
 
 def check_timeout(timeout_s: Any) -> float:

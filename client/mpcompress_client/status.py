@@ -40,6 +40,27 @@ _BY_CODE: dict[int, type[MPCompressError]] = {
     code_pb2.PERMISSION_DENIED: AccessDeniedError,
     code_pb2.UNAUTHENTICATED: AccessDeniedError,
 }
+# What gRPC says about a connection that did not come about -> what to do. The first that fits counts.
+_CONNECTION_HINTS: tuple[tuple[str, str], ...] = (
+    (
+        "certificate_verify_failed",
+        "its certificate is not trusted: name its authority with tls=TlsConfig(ca=...) or MPCOMPRESS_TLS_CA",
+    ),
+    (
+        "hostname verification check failed",
+        "its certificate is for another name: use that name as the target, or TlsConfig(server_name=...)",
+    ),
+    ("wrong_version_number", "it does not talk TLS: leave out tls and MPCOMPRESS_TLS_CA, or turn TLS on there"),
+    (
+        "certificate_required",
+        "it wants a client certificate: TlsConfig(cert=..., key=...) or MPCOMPRESS_TLS_CERT and _KEY",
+    ),
+    ("ssl", "TLS could not be agreed on: check the certificates on both sides"),
+    ("name resolution", "its name cannot be resolved: check the target's spelling and the network"),
+    ("dns", "its name cannot be resolved: check the target's spelling and the network"),
+)
+_TOKEN_HINT = "pass token= or token_file=, or set MPCOMPRESS_TOKEN_FILE"  # noqa: S105 # names, no secret
+
 # Reasons that say more than their code does.
 _BY_REASON: dict[str, type[MPCompressError]] = {
     "CORRUPT_BITSTREAM": CorruptUnitError,
@@ -87,10 +108,12 @@ def error_of_call(
         return error_of(status)
     reason = details or "no details"
     if code is grpc.StatusCode.UNAVAILABLE:
-        return ServerUnavailableError(
-            f"cannot reach {target}: is `mpcompress-server serve` running there, and are address, port and TLS right? "
-            f"({reason})"
-        )
+        hint = "is `mpcompress-server serve` running there, and are address, port and TLS right?"
+        lowered = reason.lower()
+        hint = next((advice for words, advice in _CONNECTION_HINTS if words in lowered), hint)
+        return ServerUnavailableError(f"cannot reach {target}: {hint} ({reason})")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return AccessDeniedError(f"{target} does not know this client: {_TOKEN_HINT} ({reason})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"{target} did not answer in time; a larger timeout_s waits longer ({reason})")
     if code is grpc.StatusCode.UNIMPLEMENTED:

@@ -171,7 +171,7 @@ def test_mistakes_are_found_without_a_server(call):
         call(client)
 
 
-@pytest.mark.parametrize("target", ["", "  ", None, 50051])
+@pytest.mark.parametrize("target", ["", "  ", b"host:1", 50051, "http://host:1", "https://host:1/"])
 def test_targets_that_are_none(target):
     with pytest.raises(InvalidRequestError):
         CompressionClient(target)

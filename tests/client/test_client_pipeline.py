@@ -21,7 +21,7 @@ from mpcompress_client import (
     ServerError,
     ServerUnavailableError,
 )
-from mpcompress_client import pipeline as pipeline_module
+from mpcompress_client import ledger as ledger_module
 from mpcompress_proto.tensors import pieces
 from mpcompress_proto.v1 import compression_pb2 as pb
 
@@ -183,7 +183,7 @@ def test_progress_and_events_of_the_stream_are_no_results(scripted):
 
 @pytest.mark.parametrize("errors", ["raise", "return"])
 def test_a_stream_that_breaks_fails_what_it_has_not_answered(scripted, errors):
-    """The first stream answers two of four items and breaks; the items after them go over a second stream."""
+    """Without retries: the first stream answers two of four items and breaks; those after them go over a second."""
     streams = count()
 
     def breaks_once(requests, context):
@@ -194,7 +194,7 @@ def test_a_stream_that_breaks_fails_what_it_has_not_answered(scripted, errors):
             if not first or number < 2:
                 yield from answer(header, data)
 
-    with CompressionClient(scripted(compress=breaks_once)) as client:
+    with CompressionClient(scripted(compress=breaks_once), retry=None) as client:
         results = client.compress_many(map(numbered, range(8)), codec="x", look_ahead=4, errors=errors)
         if errors == "raise":
             assert [number_of(next(results)) for _ in range(2)] == [0, 1]
@@ -254,7 +254,7 @@ def test_a_draining_server_gets_no_new_items(scripted):
 
 
 def test_a_server_that_never_answers_runs_into_the_deadline(scripted, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "GRACE_S", 0.05)
+    monkeypatch.setattr(ledger_module, "GRACE_S", 0.05)
 
     def silent(requests, context):
         for _ in requests:

@@ -1,0 +1,344 @@
+"""The books of a call with many items: what was pulled, sent, answered and handed out. Does no input or output.
+
+    source ── admit ──► to send ── next_to_send ──► under way ── take, settle ──► answered ── pop ──► caller
+                          ▲                            │
+                          └── an error that may pass, or the stream broke ──┘
+
+A slot is taken when an item is pulled from the user's iterable and freed when its result has been handed out, so that
+neither a slow producer nor a slow consumer makes memory grow. The drivers for threads and for asyncio share it; that
+for threads holds its lock around every call but `receive`.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from mpcompress_client.errors import CancelledError, DeadlineError, MPCompressError, ServerError, ServerUnavailableError
+from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
+from mpcompress_client.progress import Progress, ProgressCallback, Stage, progress_of
+from mpcompress_client.retry import Breaks, Contact, RetryPolicy, may_succeed_later
+
+# How much longer than an item's own time limit the client waits: the server's answer says more than a local timeout.
+GRACE_S = 10.0
+
+_DRAINING = "SERVER_DRAINING"
+
+
+@dataclass(eq=False)
+class Slot(Generic[RequestT, ResponseT, ResultT]):
+    """One item's place. `index` counts from 0 in the order of the source; `item_id` is one more."""
+
+    index: int
+    item: Item[RequestT, ResponseT, ResultT] | None
+    nbytes: int
+    outcome: ResultT | MPCompressError | None = None
+    error: MPCompressError | None = None
+    attempts: int = 0
+    deadline: float | None = None
+    due: float = 0.0
+
+    @property
+    def item_id(self) -> int:
+        """What the stream calls it."""
+        return self.index + 1
+
+
+class Ledger(Generic[RequestT, ResponseT, ResultT]):
+    """The books of one call.
+
+    Args:
+        target: the server's address, for messages.
+        look_ahead: items admitted and not yet handed out.
+        look_ahead_bytes: their bytes; one item more may be admitted, because its size is not known before.
+        ordered: hand out in the order of the source; else as they finish.
+        policy: what is sent again.
+        contact: shared by all calls of a client.
+        progress: the user's callback, or None.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        target: str,
+        look_ahead: int,
+        look_ahead_bytes: int,
+        ordered: bool,
+        policy: RetryPolicy,
+        contact: Contact,
+        progress: ProgressCallback | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._target = target
+        self._look_ahead = look_ahead
+        self._look_ahead_bytes = look_ahead_bytes
+        self._ordered = ordered
+        self._policy = policy
+        self._breaks = Breaks(policy, contact)
+        self._progress = progress
+        self.clock = clock
+        self._admitted = 0
+        self._held = 0
+        self._held_bytes = 0
+        self._order: deque[Slot[RequestT, ResponseT, ResultT]] = deque()
+        self._answered: deque[Slot[RequestT, ResponseT, ResultT]] = deque()
+        self._to_send: list[Slot[RequestT, ResponseT, ResultT]] = []
+        self._under_way: dict[int, Slot[RequestT, ResponseT, ResultT]] = {}
+        self._responded = False
+        self._stray_error: MPCompressError | None = None
+        self._aborted: MPCompressError | None = None
+        self._events: deque[Progress] = deque()
+        self.pulling = False
+        self.exhausted = False
+        self.crash: BaseException | None = None
+
+    # ------------------------------------------------------------------------------------------------ admission
+
+    def may_pull(self) -> bool:
+        """Whether the next item may be pulled from the source now; sets nothing."""
+        room = self._held < self._look_ahead and (not self._held or self._held_bytes < self._look_ahead_bytes)
+        return room and not self.pulling and not self.exhausted
+
+    def admit(self, item: Item[RequestT, ResponseT, ResultT] | MPCompressError) -> None:
+        """Gives an item that was pulled its slot; an error in its place is its result."""
+        slot: Slot[RequestT, ResponseT, ResultT]
+        failed: MPCompressError | None
+        if isinstance(item, MPCompressError):
+            slot, failed = Slot(index=self._admitted, item=None, nbytes=0), item
+        else:
+            slot, failed = Slot(index=self._admitted, item=item, nbytes=item.nbytes), self._stray_error
+            self._stray_error = None
+        failed = failed or self._aborted
+        self._admitted += 1
+        self._held += 1
+        self._held_bytes += slot.nbytes
+        if self._ordered:
+            self._order.append(slot)
+        if failed is not None:
+            self._finish(slot, failed)
+        else:
+            self._to_send.append(slot)
+
+    def end(self, crash: BaseException | None = None) -> None:
+        """No more items: the source is exhausted, or raised `crash`."""
+        self.exhausted = True
+        self.crash = self.crash or crash
+
+    def abort(self, crash: BaseException) -> None:
+        """Ends everything at once; what is not answered never will be."""
+        # An item that is being pulled at this moment has no way to go either.
+        self._aborted = CancelledError("the call was given up")
+        self._fail(self._aborted, unsent=True)
+        self.end(crash)
+
+    # -------------------------------------------------------------------------------------------------- sending
+
+    def next_to_send(self) -> tuple[Slot[RequestT, ResponseT, ResultT], float] | None:
+        """The next slot whose time has come, now under way, and the seconds it still has; None when there is none."""
+        now = self.clock()
+        self._expire_unsent(now)
+        for place, slot in enumerate(self._to_send):
+            if slot.due > now:
+                continue
+            assert slot.item is not None
+            if slot.deadline is None:
+                slot.deadline = now + slot.item.timeout_s
+            del self._to_send[place]
+            slot.item.restart()
+            self._under_way[slot.item_id] = slot
+            return slot, slot.deadline - now
+        return None
+
+    def is_under_way(self, slot: Slot[RequestT, ResponseT, ResultT]) -> bool:
+        """Whether an answer to it is still to come. The rest of a refused item would only be dropped."""
+        return self._under_way.get(slot.item_id) is slot
+
+    @property
+    def admitted(self) -> int:
+        """Items admitted so far: the index of the next."""
+        return self._admitted
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to send, now or later."""
+        return bool(self._to_send)
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether nothing will have to be sent but what fails from now on."""
+        return self.exhausted and not self.pulling and not self._to_send
+
+    @property
+    def finished(self) -> bool:
+        """Whether every result has been handed out."""
+        return self.exhausted and not self.pulling and not self._held
+
+    @property
+    def settled(self) -> bool:
+        """Whether every item has its result."""
+        return self.all_sent and not self._under_way
+
+    @property
+    def has_stray_error(self) -> bool:
+        """Whether a stream broke before it took an item: the next one admitted gets its error, and none is opened."""
+        return self._stray_error is not None
+
+    # ---------------------------------------------------------------------------------------------- the answers
+
+    def receive(self, response: Any) -> tuple[Slot[RequestT, ResponseT, ResultT], ResultT | MPCompressError] | None:
+        """Gives a response to its item; a slot and its outcome when it was the last one.
+
+        Only the driver's reader calls it. Raises what the user's progress callback raises.
+        """
+        slot = self._under_way.get(response.item_id)
+        item = None if slot is None else slot.item
+        if slot is None or item is None:
+            return None
+        self._responded = True
+        self._breaks.answered()
+        if response.WhichOneof("event") == "progress":
+            event = progress_of(slot.index, response.progress)
+            if event is not None and self._progress is not None:
+                self._progress(event)
+            return None
+        try:
+            outcome = item.receive(response)
+        except MPCompressError as error:
+            return slot, error
+        return None if outcome is None else (slot, outcome)
+
+    def settle(self, slot: Slot[RequestT, ResponseT, ResultT], outcome: ResultT | MPCompressError) -> None:
+        """Takes an item's outcome; an error that may pass sends it again."""
+        if not self.is_under_way(slot):
+            return
+        del self._under_way[slot.item_id]
+        if isinstance(outcome, MPCompressError) and may_succeed_later(outcome):
+            slot.attempts += 1
+            self._again(slot, outcome, self._policy.delay_s(slot.attempts, outcome))
+        else:
+            self._finish(slot, outcome)
+
+    def tell(self) -> None:
+        """Tells the user's callback what has happened, and raises what it raises. Only the driver's reader calls it."""
+        while self._events:
+            event = self._events.popleft()
+            if self._progress is not None:
+                self._progress(event)
+
+    def pop(self) -> Slot[RequestT, ResponseT, ResultT] | None:
+        """The next slot to hand out; None when there is none yet."""
+        slot: Slot[RequestT, ResponseT, ResultT]
+        if self._ordered:
+            if not self._order or self._order[0].outcome is None:
+                return None
+            slot = self._order.popleft()
+        elif self._answered:
+            slot = self._answered.popleft()
+        else:
+            return None
+        self._held -= 1
+        self._held_bytes -= slot.nbytes
+        return slot
+
+    # ------------------------------------------------------------------------------------------------ the stream
+
+    def stream_opened(self) -> None:
+        """A new stream: no answer came over it yet."""
+        self._responded = False
+
+    def draining(self) -> None:
+        """The server said that it stops: a server is there, but no item moved."""
+        self._breaks.contact.made = True
+
+    def stream_ended(self, error: MPCompressError | None) -> float:
+        """Sends again, or fails, what a stream has not answered. Returns the pause before the next, seconds."""
+        if error is None and self._under_way:
+            error = ServerError(f"{self._target} ended the stream without answering all items")
+        if error is None:
+            return 0.0
+        if error.reason == _DRAINING and self._responded and not self._under_way:
+            # It finished what it had taken: nobody lost anything.
+            return self._policy.delay_s(1)
+        if not isinstance(error, ServerUnavailableError):
+            self._fail(error, unsent=not self._under_way)
+            return 0.0
+        responded, now = self._responded, self.clock()
+        if not self._breaks.another(now):
+            self._fail(error, unsent=True)
+            return 0.0
+        delay_s = self._policy.delay_s(self._breaks.count, error)
+        for slot in list(self._under_way.values()):
+            # One that breaks every stream must not be sent for ever; a server that is away is not the item's fault.
+            slot.attempts += responded
+            self._again(slot, error, delay_s)
+        self._under_way.clear()
+        return delay_s
+
+    # ------------------------------------------------------------------------------------------------- deadlines
+
+    def expire(self) -> bool:
+        """Fails what is past its time limit; True when the stream owes an answer and should be given up."""
+        now = self.clock()
+        self._expire_unsent(now)
+        if not any(slot.deadline is not None and slot.deadline + GRACE_S <= now for slot in self._under_way.values()):
+            return False
+        self._fail(self._late(), unsent=False)
+        return True
+
+    def next_deadline_s(self) -> float | None:
+        """Seconds until `expire` may have something to do; None for never."""
+        times = [slot.deadline + GRACE_S for slot in self._under_way.values() if slot.deadline is not None]
+        times += [slot.deadline for slot in self._to_send if slot.deadline is not None]
+        return max(0.0, min(times) - self.clock()) if times else None
+
+    def next_due_s(self) -> float | None:
+        """Seconds until `next_to_send` may have something that waits now; None for never."""
+        return max(0.0, min(slot.due for slot in self._to_send) - self.clock()) if self._to_send else None
+
+    def _expire_unsent(self, now: float) -> None:
+        for slot in [slot for slot in self._to_send if slot.deadline is not None and slot.deadline <= now]:
+            self._to_send.remove(slot)
+            self._finish(slot, slot.error or self._late())
+
+    def _late(self) -> MPCompressError:
+        return DeadlineError(
+            f"{self._target} did not answer an item within its time limit; a larger timeout_s waits longer"
+        )
+
+    # --------------------------------------------------------------------------------------------------- endings
+
+    def _again(self, slot: Slot[RequestT, ResponseT, ResultT], error: MPCompressError, delay_s: float) -> None:
+        due = self.clock() + delay_s
+        if slot.attempts >= self._policy.attempts or (slot.deadline is not None and due >= slot.deadline):
+            self._finish(slot, error)
+            return
+        slot.error, slot.due = error, due
+        insort(self._to_send, slot, key=lambda other: other.index)
+        self._tell_later(slot, "resubmitted")
+
+    def _fail(self, error: MPCompressError, *, unsent: bool) -> None:
+        failed = list(self._under_way.values())
+        self._under_way.clear()
+        if unsent:
+            failed += self._to_send
+            self._to_send.clear()
+        for slot in failed:
+            self._finish(slot, error)
+        if not failed:
+            self._stray_error = error
+
+    def _finish(self, slot: Slot[RequestT, ResponseT, ResultT], outcome: ResultT | MPCompressError) -> None:
+        # The result may wait for its turn; the tensors that it came of need not.
+        slot.outcome, slot.item, slot.error = outcome, None, None
+        if not self._ordered:
+            self._answered.append(slot)
+        self._tell_later(slot, "failed" if isinstance(outcome, MPCompressError) else "done")
+
+    def _tell_later(self, slot: Slot[RequestT, ResponseT, ResultT], stage: Stage) -> None:
+        if self._progress is not None:
+            self._events.append(Progress(index=slot.index, stage=stage))
