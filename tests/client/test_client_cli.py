@@ -143,7 +143,7 @@ USAGE = {
     "no such unit": ("inspect", "nobody.mpc"),
     "a folder": ("inspect", "."),
     "output in no folder": ("compress", "in.npy", "-o", "nowhere/x.mpc", *CODEC),
-    "output is a folder": ("compress", "in.npy", "-o", ".", *CODEC),
+    "several into a file": ("compress", "in.npy", "in.npy", "-o", "in.npy", *CODEC),
     "output is the input": ("compress", "in.npy", "-o", "in.npy", *CODEC),
     "qp is a word": ("compress", "in.npy", "-o", "x.mpc", *CODEC, "--qp", "high"),
     "qp is no eighth": ("compress", "in.npy", "-o", "x.mpc", *CODEC, "--qp", "24.1"),

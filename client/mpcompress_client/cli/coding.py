@@ -2,173 +2,253 @@
 
 from __future__ import annotations
 
-import json
-import math
+import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from mpcompress_client.cli.files import check_output, read_arrays, write_arrays, write_whole
-from mpcompress_client.cli.options import INPUT_FILE, grid, json_option, output_option, parameter, qp, server_options
+from mpcompress_client.cli.batch import Batch, Outcome
+from mpcompress_client.cli.files import READABLE, SUFFIXES, check_output, file_bytes, read_arrays
+from mpcompress_client.cli.options import (
+    INPUT_FILE,
+    coding_options,
+    json_option,
+    place_option,
+    resume_option,
+    server_options,
+    target_given,
+)
+from mpcompress_client.cli.results import emit, emit_batch, say
+from mpcompress_client.cli.sources import PIPE, Job, plan, read_input
+from mpcompress_client.cli.units import facts_of, load_unit
 from mpcompress_client.client import CompressionClient
-from mpcompress_client.errors import CorruptUnitError, UnknownCodecError
-from mpcompress_client.local import EdgeCodec, shipped_codecs
+from mpcompress_client.errors import CodecUnavailableError, MPCompressError, UnknownCodecError
+from mpcompress_client.items import Decoded
+from mpcompress_client.local import EdgeCodec
 from mpcompress_proto.coded_unit import CodedUnit
-from mpcompress_proto.tensors import DTYPE_NAMES, check_specs
+from mpcompress_proto.tensors import DTYPE_NAMES
+
+_UNIT = ".mpc"
 
 _COMPRESS_HELP = """\
-Compress FEATURES (.npy, .npz or .safetensors) into a .mpc file.
+Compress FEATURES (.npy, .npz, .safetensors, or .pt with tensors only) into .mpc files.
 
-A file with one array holds the features; one with several holds the codec's inputs by name.
+A file with one array holds the features; one with several holds the codec's inputs by name. One file becomes the file
+OUT; several, folders (with all below) and quoted patterns become files in the folder OUT. `-` is a pipe, as input and
+as OUT. Of several files those that fail are named, the others done, and the exit code is 1.
 
 \b
 Examples:
   mpcompress compress features.npy -o features.mpc --codec klt-imgfocus-vits14-final --qp 24
-  mpcompress compress features.npy -o features.mpc --codec my-codec.safetensors --local
+  mpcompress compress features/ -o units/ --codec klt-imgfocus-vits14-final --resume
+  mpcompress compress 'runs/**/h*.npy' -o units/ --codec my-codec.safetensors --local
+  make-features | mpcompress compress - -o - --codec klt-imgfocus-vits14-final | ssh cloud 'cat > f.mpc'
 """
 
 
-@click.command(short_help="Compress a feature file into a .mpc file.", help=_COMPRESS_HELP)
-@click.argument("features", type=INPUT_FILE)
-@output_option
+@click.command(short_help="Compress feature files into .mpc files.", help=_COMPRESS_HELP)
+@click.argument("features", nargs=-1, required=True)
+@place_option
 @click.option("--codec", required=True, metavar="ID", help="Which codec; with --local also the path of a codec file.")
-@click.option(
-    "--qp", "qp_value", type=qp, metavar="QP", help="Quantisation parameter in steps of 0.125; smaller is finer."
-)
-@click.option(
-    "--token-res", type=grid, metavar="HxW", help="Rows x columns of the patch tokens; default: the codec's own."
-)
-@click.option("--prefix-tokens", type=click.IntRange(0, 1024), help="Tokens in front of the patch tokens.")
-@click.option(
-    "--param",
-    "params",
-    type=parameter,
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A parameter that `codecs --json` lists.",
-)
+@coding_options
+@resume_option
 @server_options
 @json_option
 def compress(
-    features: Path,
-    output: Path,
+    features: tuple[str, ...],
+    output: str,
     codec: str,
-    qp_value: float | None,
-    token_res: tuple[int, int] | None,
-    prefix_tokens: int | None,
-    params: tuple[tuple[str, Any], ...],
+    arguments: dict[str, Any],
+    resume: bool,
     target: str,
     timeout_s: float,
     local: bool,
     as_json: bool,
-) -> None:
-    """Compress FEATURES (.npy, .npz or .safetensors) into a .mpc file."""
-    _refuse_same(features, output)
-    tensors = read_arrays(features)
-    arguments = {"qp": qp_value, "token_res": token_res, "prefix_tokens": prefix_tokens, **dict(params)}
+) -> int:
+    """Compress FEATURES into .mpc files."""
+    todo = plan(features, output, inputs=READABLE, suffix=_UNIT)
     if local:
-        unit = EdgeCodec.load(codec).compress(tensors, **arguments)
-    else:
-        with CompressionClient(target, timeout_s=timeout_s) as client:
-            unit = client.compress(tensors, codec=codec, **arguments)
-    data = unit.to_bytes()
-    write_whole(output, data)
-    raw = raw_bytes(unit)
-    warnings = list(unit.report.warnings) if unit.report else []
-    if as_json:
-        result = {"output": str(output), "codec": unit.codec_id, "bytes": len(data), "raw_bytes": raw}
-        result |= {"ratio": raw / len(data), "bpfp": unit.bpfp, "pstate": unit.pstate, "warnings": warnings}
-        click.echo(json.dumps(result, default=_plain))
-        return
-    click.echo(f"{output}: {raw} -> {len(data)} bytes, {raw / len(data):.1f}x smaller, {unit.bpfp:.3f} bpfp")
-    for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        edge = EdgeCodec.load(codec, target=target_given(target))
+        return _compress(
+            todo.jobs, todo.batch, resume, as_json, edge.info.id, arguments, _each(edge.compress, arguments)
+        )
+    with CompressionClient(target, timeout_s=timeout_s) as client:
+
+        def code(items: Iterable[Any]) -> Iterator[CodedUnit | MPCompressError]:
+            return client.compress_many(items, codec=codec, errors="return", **arguments)
+
+        return _compress(todo.jobs, todo.batch, resume, as_json, codec, arguments, code)
+
+
+def _compress(
+    jobs: list[Job], batch: bool, resume: bool, as_json: bool, codec_id: str, arguments: dict[str, Any], code: Any
+) -> int:
+    def write(job: Job, unit: CodedUnit) -> dict[str, Any]:
+        data = unit.to_bytes()
+        emit(job.output, data)
+        return facts_of(unit, job.output, len(data))
+
+    def is_done(job: Job) -> bool:
+        try:
+            unit = load_unit(job.output)
+            pstate = unit.pstate
+            qp = arguments["qp"]
+            same_qp = qp is None or pstate.get("qp_eighths", 8 * qp) == 8 * qp
+            return unit.codec_id == codec_id and same_qp and _is_newer(job)
+        except (OSError, MPCompressError):
+            return False
+
+    work = Batch(title="compress", read=lambda job: read_input(job.source), code=code, write=write, is_done=is_done)
+    work = dataclasses.replace(work, fatal=(*work.fatal, UnknownCodecError, CodecUnavailableError))
+    outcome = _run(work, jobs, batch, resume)
+    if batch:
+        return emit_batch(outcome, as_json, into=jobs[0].output.parent)
+    for facts in outcome.done:
+        ratio, bpfp = facts["ratio"], facts["bpfp"]
+        text = (
+            f"{facts['output']}: {facts['raw_bytes']} -> {facts['bytes']} bytes, {ratio:.1f}x smaller, {bpfp:.3f} bpfp"
+        )
+        say(facts, text, as_json, piped=str(jobs[0].output) == PIPE)
+        for warning in facts["warnings"]:
+            if not as_json:
+                click.echo(f"warning: {warning}", err=True)
+    return _skipped(outcome, as_json)
 
 
 _DECOMPRESS_HELP = """\
-Decompress UNIT, a .mpc file, into a .npy, .npz or .safetensors file.
+Decompress UNITS, .mpc files, into .npy, .npz or .safetensors files.
 
-bfloat16 stays bfloat16 in .safetensors and becomes float32 in the others.
+One unit becomes the file OUT, in the format that its name ends with. Several, folders (with all below) and quoted
+patterns become files in the folder OUT. `-` is a pipe, as input and as OUT. bfloat16 stays bfloat16 in .safetensors
+and becomes float32 in the others.
 
 \b
-Example:
+Examples:
   mpcompress decompress features.mpc -o again.npy
+  mpcompress decompress units/ -o again/ --format safetensors --resume
+  mpcompress decompress - -o - < features.mpc | use-features
 """
 
 
-@click.command(short_help="Decompress a .mpc file into a feature file.", help=_DECOMPRESS_HELP)
-@click.argument("unit_file", metavar="UNIT", type=INPUT_FILE)
-@output_option
+@click.command(short_help="Decompress .mpc files into feature files.", help=_DECOMPRESS_HELP)
+@click.argument("units", nargs=-1, required=True)
+@place_option
 @click.option("--codec", metavar="FILE", help="With --local: the codec file, unless the codec is a shipped one.")
+@click.option(
+    "--format",
+    "suffix",
+    type=click.Choice([suffix[1:] for suffix in SUFFIXES]),
+    help="Format in a folder or pipe. [default: npy]",
+)
 @click.option("--dtype", type=click.Choice(DTYPE_NAMES), help="dtype of the result; default: what was compressed.")
 @click.option("--ctx", type=INPUT_FILE, help="Feature file with the context, for context codecs.")
+@resume_option
 @server_options
 @json_option
 def decompress(
-    unit_file: Path,
-    output: Path,
+    units: tuple[str, ...],
+    output: str,
     codec: str | None,
+    suffix: str | None,
     dtype: str | None,
     ctx: Path | None,
+    resume: bool,
     target: str,
     timeout_s: float,
     local: bool,
     as_json: bool,
-) -> None:
-    """Decompress UNIT, a .mpc file, into a .npy, .npz or .safetensors file."""
-    check_output(output)
+) -> int:
+    """Decompress UNITS, .mpc files, into feature files."""
     if codec is not None and not local:
         raise click.UsageError("--codec needs --local: a server finds the codec by itself")
-    _refuse_same(unit_file, output)
-    unit = load_unit(unit_file)
+    ending = f".{suffix or 'npy'}"
+    todo = plan(units, output, inputs=(_UNIT,), suffix=ending)
+    if not todo.batch and output != PIPE:
+        if suffix is not None and todo.jobs[0].output.suffix != ending:
+            raise click.UsageError(f"--format {suffix} and the output {output!r} disagree")
+        check_output(todo.jobs[0].output)
     context = None if ctx is None else read_arrays(ctx)
     if local:
-        found = _codec_of(unit, codec).decompress(unit, dtype=dtype, ctx=context)
-    else:
-        with CompressionClient(target, timeout_s=timeout_s) as client:
-            found = client.decompress(unit, dtype=dtype, ctx=context)
-    write_arrays(output, found)
-    named = found if isinstance(found, dict) else {"h_hat": found}
-    if as_json:
+        codecs = _Codecs(codec, target_given(target))
+        code = _each(codecs.decompress, {"dtype": dtype, "ctx": context})
+        return _decompress(todo.jobs, todo.batch, resume, as_json, ending, code)
+    with CompressionClient(target, timeout_s=timeout_s) as client:
+
+        def code_there(items: Iterable[CodedUnit]) -> Iterator[Decoded | MPCompressError]:
+            return client.decompress_many(((unit, context) for unit in items), dtype=dtype, errors="return")
+
+        return _decompress(todo.jobs, todo.batch, resume, as_json, ending, code_there)
+
+
+def _decompress(jobs: list[Job], batch: bool, resume: bool, as_json: bool, ending: str, code: Any) -> int:
+    def write(job: Job, found: Decoded) -> dict[str, Any]:
+        piped = str(job.output) == PIPE
+        data = file_bytes(found, ending if piped else job.output.suffix, str(job.output))
+        emit(job.output, data)
+        named = found if isinstance(found, dict) else {"h_hat": found}
         tensors = [{"name": name, "dtype": x.dtype.name, "shape": list(x.shape)} for name, x in named.items()]
-        click.echo(json.dumps({"output": str(output), "codec": unit.codec_id, "tensors": tensors}))
-        return
-    what = ", ".join(f"{name} {x.dtype.name} {tuple(x.shape)}" for name, x in named.items())
-    click.echo(f"{output}: {what}")
+        return {"output": str(job.output), "tensors": tensors}
+
+    def is_done(job: Job) -> bool:
+        return job.output.is_file() and _is_newer(job)
+
+    work = Batch(title="decompress", read=lambda job: load_unit(job.source), code=code, write=write, is_done=is_done)
+    outcome = _run(work, jobs, batch, resume)
+    if batch:
+        return emit_batch(outcome, as_json, into=jobs[0].output.parent)
+    for facts in outcome.done:
+        what = ", ".join(f"{x['name']} {x['dtype']} {tuple(x['shape'])}" for x in facts["tensors"])
+        say(facts, f"{facts['output']}: {what}", as_json, piped=str(jobs[0].output) == PIPE)
+    return _skipped(outcome, as_json)
 
 
-def load_unit(path: Path) -> CodedUnit:
-    """The unit in a .mpc file; an error names the file."""
-    try:
-        return CodedUnit.load(path)
-    except CorruptUnitError as error:
-        raise CorruptUnitError(f"{path}: {error.message}", field=error.field) from error
+class _Codecs:
+    """Codecs of this device by id, each loaded when the first of its units comes."""
+
+    def __init__(self, chosen: str | None, target: str | None) -> None:
+        self._target = target
+        self._chosen = None if chosen is None else EdgeCodec.load(chosen)
+        self._loaded: dict[str, EdgeCodec] = {}
+
+    def decompress(self, unit: CodedUnit, **arguments: Any) -> Decoded:
+        return self._codec(unit.codec_id).decompress(unit, **arguments)
+
+    def _codec(self, codec_id: str) -> EdgeCodec:
+        if self._chosen is not None:
+            return self._chosen
+        if codec_id not in self._loaded:
+            try:
+                self._loaded[codec_id] = EdgeCodec.load(codec_id, target=self._target)
+            except UnknownCodecError as error:
+                raise UnknownCodecError(f"{error.message}; or name its file with --codec") from error
+        return self._loaded[codec_id]
 
 
-def raw_bytes(unit: CodedUnit) -> int:
-    """Bytes of the tensors before compression."""
-    return sum(check_specs(unit.header.tensors, "unit.tensors"))
+def _each(function: Any, arguments: dict[str, Any]) -> Any:
+    """One item after the other on this device, errors in their items' places."""
+
+    def code(items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            try:
+                result = function(item, **arguments)
+            except MPCompressError as error:
+                result = error
+            yield result
+
+    return code
 
 
-def _refuse_same(source: Path, output: Path) -> None:
-    if output.exists() and output.samefile(source):
-        raise click.UsageError(f"the output {str(output)!r} is the input")
+def _run(work: Batch[Any, Any], jobs: list[Job], batch: bool, resume: bool) -> Outcome:
+    return work.run(jobs, resume=resume) if batch else work.run_one(jobs[0], resume=resume)
 
 
-def _codec_of(unit: CodedUnit, codec: str | None) -> EdgeCodec:
-    if codec is not None:
-        return EdgeCodec.load(codec)
-    if unit.codec_id not in shipped_codecs():
-        raise UnknownCodecError(f"{unit.codec_id} is no shipped codec; name its file with --codec")
-    return EdgeCodec.load(unit.codec_id)
+def _is_newer(job: Job) -> bool:
+    return job.output.stat().st_mtime_ns >= job.source.stat().st_mtime_ns
 
 
-def _plain(value: Any) -> Any:
-    """What json cannot write: bytes of a plug-in's state."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, float | np.floating) and not math.isfinite(value):
-        return None
-    raise TypeError(f"{type(value).__name__} is not JSON")
+def _skipped(outcome: Outcome, as_json: bool) -> int:
+    for output in outcome.skipped:
+        say({"output": output, "skipped": True}, f"{output}: done before", as_json, piped=False)
+    return outcome.exit_code

@@ -1,4 +1,4 @@
-"""Arrays from and to files: .npy, .npz and .safetensors, never a pickle, every size checked before it is allocated."""
+"""Arrays from and to files: .npy, .npz, .safetensors, tensors of .pt; no other pickle, sizes checked before use."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from mpcompress_client import safetensors_file
+from mpcompress_client.cli import torch_file
 from mpcompress_client.errors import InvalidRequestError
 from mpcompress_proto.tensors import Array
 
@@ -21,6 +22,7 @@ _FORMAT: Any = np.lib.format
 # What numpy and zipfile raise for files that are not theirs.
 _BROKEN = (ValueError, EOFError, SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 SUFFIXES = (".npy", ".npz", ".safetensors")
+READABLE = (*SUFFIXES, *torch_file.SUFFIXES)
 
 
 def read_arrays(path: Path) -> Array | dict[str, Array]:
@@ -29,9 +31,10 @@ def read_arrays(path: Path) -> Array | dict[str, Array]:
         ".npy": _read_npy,
         ".npz": _read_npz,
         ".safetensors": safetensors_file.read,
+        **dict.fromkeys(torch_file.SUFFIXES, torch_file.read),
     }
     if path.suffix not in readers:
-        raise InvalidRequestError(f"{path}: the name of a feature file ends in one of {', '.join(SUFFIXES)}")
+        raise InvalidRequestError(f"{path}: the name of a feature file ends in one of {', '.join(READABLE)}")
     found = readers[path.suffix](path)
     if not isinstance(found, dict):
         return found
@@ -49,21 +52,23 @@ def check_output(path: Path) -> None:
 def write_arrays(path: Path, arrays: Array | Mapping[str, Array]) -> None:
     """Writes what `read_arrays` reads. numpy's formats have no bfloat16: there it becomes float32, without loss."""
     check_output(path)
-    if path.suffix == ".safetensors":
-        named = arrays if isinstance(arrays, Mapping) else {"h": arrays}
-        write_whole(path, safetensors_file.to_bytes(named))
-        return
-    if path.suffix == ".npz":
-        named = arrays if isinstance(arrays, Mapping) else {"h": arrays}
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for name, array in named.items():
-                archive.writestr(f"{name}.npy", _npy(array))
-        write_whole(path, buffer.getvalue())
-    elif isinstance(arrays, Mapping):
-        raise InvalidRequestError(f"{path}: there are {len(arrays)} tensors; use .npz or .safetensors")
-    else:
-        write_whole(path, _npy(arrays))
+    write_whole(path, file_bytes(arrays, path.suffix, str(path)))
+
+
+def file_bytes(arrays: Array | Mapping[str, Array], suffix: str, name: str) -> bytes:
+    """The bytes of a file of one of `SUFFIXES`; `name` is what errors call it."""
+    if suffix == ".npy":
+        if isinstance(arrays, Mapping):
+            raise InvalidRequestError(f"{name}: there are {len(arrays)} tensors; use .npz or .safetensors")
+        return _npy(arrays)
+    named = arrays if isinstance(arrays, Mapping) else {"h": arrays}
+    if suffix == ".safetensors":
+        return safetensors_file.to_bytes(named)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for key, array in named.items():
+            archive.writestr(f"{key}.npy", _npy(array))
+    return buffer.getvalue()
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mpcompress_client.cli.coding import load_unit, raw_bytes
-from mpcompress_client.cli.options import INPUT_FILE, json_option, server_options
+from mpcompress_client.cli.options import UNIT_FILE, json_option, server_options
+from mpcompress_client.cli.results import to_json
+from mpcompress_client.cli.sources import PIPE
+from mpcompress_client.cli.units import load_unit, raw_bytes
 from mpcompress_client.client import CompressionClient
 from mpcompress_client.infos import CodecInfo
 from mpcompress_client.local import EdgeCodec, shipped_codecs
@@ -21,7 +22,18 @@ from mpcompress_proto.v1 import compression_pb2 as pb
 _ARITHMETIC = {pb.ARITHMETIC_EXACT: "exact", pb.ARITHMETIC_FLOAT32: "float32"}
 
 
-@click.command(short_help="List the codecs of a server, or of this device.")
+_CODECS_HELP = """\
+List the codecs of the server, or with --local those that come with this installation.
+
+\b
+Examples:
+  mpcompress codecs
+  mpcompress codecs --target gpu-box:50051 --json
+  mpcompress codecs --local
+"""
+
+
+@click.command(short_help="List the codecs of a server, or of this device.", help=_CODECS_HELP)
 @server_options
 @json_option
 def codecs(target: str, timeout_s: float, local: bool, as_json: bool) -> None:
@@ -32,7 +44,7 @@ def codecs(target: str, timeout_s: float, local: bool, as_json: bool) -> None:
         with CompressionClient(target, timeout_s=timeout_s) as client:
             found = client.codecs()
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(info) for info in found], default=_hex))
+        click.echo(to_json([dataclasses.asdict(info) for info in found]))
         return
     from rich.console import Console
     from rich.table import Table
@@ -47,13 +59,23 @@ def codecs(target: str, timeout_s: float, local: bool, as_json: bool) -> None:
     Console().print(table)
 
 
-@click.command(short_help="Show what a .mpc file holds; needs no server.")
-@click.argument("unit_file", metavar="UNIT", type=INPUT_FILE)
+_INSPECT_HELP = """\
+Show what UNIT, a .mpc file or `-` for the pipe, holds. Checks it, and needs neither server nor codec.
+
+\b
+Examples:
+  mpcompress inspect features.mpc
+  mpcompress inspect --json - < features.mpc
+"""
+
+
+@click.command(short_help="Show what a .mpc file holds; needs no server.", help=_INSPECT_HELP)
+@click.argument("unit_file", metavar="UNIT", type=UNIT_FILE)
 @json_option
 def inspect(unit_file: Path, as_json: bool) -> None:
     """Show what UNIT, a .mpc file, holds. Checks it, and needs neither server nor codec."""
     unit = load_unit(unit_file)
-    file_bytes = unit_file.stat().st_size
+    file_bytes = len(unit.to_bytes()) if str(unit_file) == PIPE else unit_file.stat().st_size
     header = unit.header
     kind, pstate = get_pstate(header)
     raw = raw_bytes(unit)
@@ -79,7 +101,7 @@ def inspect(unit_file: Path, as_json: bool) -> None:
         "bpfp": 8 * file_bytes / unit.elements,
     }
     if as_json:
-        click.echo(json.dumps(facts, default=_hex))
+        click.echo(to_json(facts))
         return
     tensors = ", ".join(f"{t['name']} {t['dtype']} {tuple(t['shape'])}" for t in facts["tensors"])
     state = ", ".join(f"{name} {value}" for name, value in pstate.items())
@@ -93,12 +115,6 @@ def inspect(unit_file: Path, as_json: bool) -> None:
         ("file", f"{file_bytes} of {raw} bytes, {facts['ratio']:.1f}x smaller, {facts['bpfp']:.3f} bpfp"),
     ):
         click.echo(f"{name:<14}{text}")
-
-
-def _hex(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.hex()
-    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _qp(info: CodecInfo) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -56,9 +57,32 @@ def output_file(text: str) -> Path:
     return path
 
 
+_qp = click.option(
+    "--qp", "qp_value", type=qp, metavar="QP", help="Quantisation parameter in steps of 0.125; smaller is finer."
+)
+_token_res = click.option(
+    "--token-res", type=grid, metavar="HxW", help="Rows x columns of the patch tokens; default: the codec's own."
+)
+_prefix_tokens = click.option(
+    "--prefix-tokens", type=click.IntRange(0, 1024), help="Tokens in front of the patch tokens."
+)
+_param = click.option(
+    "--param",
+    "params",
+    type=parameter,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter that `codecs --json` lists, or target_bpfp, target_nmse.",
+)
+
 INPUT_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+UNIT_FILE = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, path_type=Path)
 
 _output = click.option("-o", "--output", required=True, type=output_file, metavar="FILE", help="Where the result goes.")
+_place = click.option(
+    "-o", "--output", required=True, metavar="OUT", help="Where the result goes: a file, a folder for several, or -."
+)
+_resume = click.option("--resume", is_flag=True, help="Leave out what an earlier call has done.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _target = click.option(
     "--target",
@@ -86,6 +110,16 @@ def output_option(function: Function) -> Function:
     return _output(function)
 
 
+def place_option(function: Function) -> Function:
+    """-o, for a file, a folder or a pipe."""
+    return _place(function)
+
+
+def resume_option(function: Function) -> Function:
+    """--resume."""
+    return _resume(function)
+
+
 def json_option(function: Function) -> Function:
     """--json."""
     return _json(function)
@@ -94,3 +128,30 @@ def json_option(function: Function) -> Function:
 def server_options(function: Function) -> Function:
     """--target, --timeout and --local."""
     return _target(_timeout(_local(function)))
+
+
+def target_given(target: str) -> str | None:
+    """The server when the user named one, by option or variable; None for the default, which nobody asked for."""
+    source = click.get_current_context().get_parameter_source("target")
+    named = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+    return target if source in named else None
+
+
+def coding_options(function: Function) -> Function:
+    """--qp, --token-res, --prefix-tokens and --param, as `arguments` for `compress` of a client or codec."""
+
+    @functools.wraps(function)
+    def command(
+        *args: Any,
+        qp_value: float | None,
+        token_res: tuple[int, int] | None,
+        prefix_tokens: int | None,
+        params: tuple[tuple[str, Any], ...],
+        **rest: Any,
+    ) -> Any:
+        named = {"token_res": token_res, "prefix_tokens": prefix_tokens, **dict(params)}
+        return function(*args, arguments={"qp": qp_value, **named}, **rest)
+
+    for option in (_param, _prefix_tokens, _token_res, _qp):
+        command = option(command)
+    return command  # type: ignore[return-value] # other arguments in, the same command out

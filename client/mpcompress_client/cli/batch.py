@@ -1,0 +1,131 @@
+"""Many files through a codec: read ahead, coded in order, each result written whole, one failure not the end of all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import click
+
+from mpcompress_client.cli.progress import bar
+from mpcompress_client.cli.sources import Job
+from mpcompress_client.errors import (
+    AccessDeniedError,
+    MPCompressError,
+    ServerUnavailableError,
+)
+
+InputT = TypeVar("InputT")
+ResultT = TypeVar("ResultT")
+
+
+@dataclass
+class Outcome:
+    """What became of the jobs: facts of each result, skipped outputs, and errors by input."""
+
+    done: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 when something failed."""
+        return 1 if self.failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Generic[InputT, ResultT]):
+    """How the jobs of one command are done.
+
+    Args:
+        title: what the progress bar says.
+        read: the input of a job; may raise OSError and MPCompressError.
+        code: results of many inputs, in order, an error in the place of each that failed.
+        write: writes a result; returns facts about it. May raise as `read`.
+        is_done: whether a job's output is there from an earlier call.
+        fatal: errors of one item that every other would meet too.
+    """
+
+    title: str
+    read: Callable[[Job], InputT]
+    code: Callable[[Iterable[InputT]], Iterator[ResultT | MPCompressError]]
+    write: Callable[[Job, ResultT], dict[str, Any]]
+    is_done: Callable[[Job], bool]
+    fatal: tuple[type[MPCompressError], ...] = (ServerUnavailableError, AccessDeniedError)
+
+    def run(self, jobs: Sequence[Job], *, resume: bool) -> Outcome:
+        """Does the jobs; with `resume` only those that are not done.
+
+        Raises:
+            MPCompressError: one of `fatal`.
+        """
+        outcome = Outcome()
+        # Filled by the thread that reads ahead: each job with the error of reading it, in the order of the jobs.
+        started: deque[tuple[Job, Exception | None]] = deque()
+
+        def inputs() -> Iterator[InputT]:
+            for job in jobs:
+                if resume and self.is_done(job):
+                    outcome.skipped.append(str(job.output))
+                    continue
+                try:
+                    value = self.read(job)
+                except (OSError, MPCompressError) as error:
+                    started.append((job, error))
+                    continue
+                started.append((job, None))
+                yield value
+
+        with bar(self.title, len(jobs)) as advance:
+            moved = 0
+
+            def settle(result: ResultT | MPCompressError | None) -> None:
+                """Settles the jobs that could not be read, and the one that `result` belongs to."""
+                nonlocal moved
+                while started:
+                    job, error = started.popleft()
+                    if error is not None:
+                        self._fail(outcome, job, error)
+                    elif result is not None:
+                        self._finish(outcome, job, result)
+                        break
+                reached = len(outcome.done) + len(outcome.failed) + len(outcome.skipped)
+                advance(reached - moved)
+                moved = reached
+
+            for result in self.code(inputs()):
+                settle(result)
+            settle(None)
+        return outcome
+
+    def run_one(self, job: Job, *, resume: bool) -> Outcome:
+        """Does one job; whatever goes wrong with it is raised."""
+        outcome = Outcome()
+        if resume and self.is_done(job):
+            outcome.skipped.append(str(job.output))
+            return outcome
+        (result,) = self.code([self.read(job)])
+        if isinstance(result, MPCompressError):
+            raise result
+        outcome.done.append({"input": str(job.source), **self.write(job, result)})
+        return outcome
+
+    def _finish(self, outcome: Outcome, job: Job, result: ResultT | MPCompressError) -> None:
+        if isinstance(result, MPCompressError):
+            if isinstance(result, self.fatal):
+                raise result
+            self._fail(outcome, job, result)
+            return
+        try:
+            job.output.parent.mkdir(parents=True, exist_ok=True)
+            outcome.done.append({"input": str(job.source), **self.write(job, result)})
+        except MPCompressError as error:
+            self._fail(outcome, job, error)
+
+    def _fail(self, outcome: Outcome, job: Job, error: Exception) -> None:
+        text = " ".join(str(error).split())
+        line = text if str(job.source) in text else f"{job.source}: {text}"
+        outcome.failed[str(job.source)] = line
+        click.echo(f"mpcompress: {line}", err=True)
