@@ -109,9 +109,15 @@ async def test_a_checkpoint_is_served_by_one_config_entry(start_server, connect,
             np.testing.assert_allclose(array, reference, atol=tolerance, rtol=0)
 
 
-def untrained_entries() -> list[dict]:
+def untrained_entries(**isolation: str) -> list[dict]:
+    """One codec per family; `isolation` by family, a thread otherwise."""
     return [
-        {"id": family.replace("_", "-"), "family": family, "options": {**sizes, "seed": 3}}
+        {
+            "id": family.replace("_", "-"),
+            "family": family,
+            "options": {**sizes, "seed": 3},
+            "isolation": isolation.get(family, "thread"),
+        }
         for family, sizes in SIZES.items()
     ]
 
@@ -131,7 +137,7 @@ def features_for(family: str, rng: np.random.Generator) -> tuple[dict[str, np.nd
 
 
 async def test_every_documented_class_untrained(start_server, connect):
-    channel = connect(await start_server(untrained_entries(), allow_untrained=True))
+    channel = connect(await start_server(untrained_entries(vit_union_ctx="process"), allow_untrained=True))
     listed = await pb_grpc.CompressionServiceStub(channel).ListCodecs(pb.ListCodecsRequest())
     assert {info.family: (info.trained, info.available) for info in listed.codecs} == dict.fromkeys(
         SIZES, (False, True)

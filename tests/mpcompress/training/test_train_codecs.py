@@ -202,3 +202,11 @@ def test_the_command_trains_and_its_codec_is_usable(data, tmp_path, capsys):
     capsys.readouterr()
     assert run([*arguments, "--resume", "--lmbda", "5"]) == 1
     assert "lmbda" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("config", [BASE, MAPS], ids=lambda config: config.family)
+def test_a_gpu_trains_and_codes(data, config):
+    result = train(replace(config, device="cuda"), data / "h")
+    assert result.report.device == "cuda"
+    assert np.isfinite(result.report.points[-1].nmse)
