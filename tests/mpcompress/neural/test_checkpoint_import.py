@@ -1,5 +1,6 @@
 """Checkpoints as training scripts leave them, and files that only look like them."""
 
+import json
 import pickle
 
 import pytest
@@ -127,3 +128,18 @@ def test_other_files_are_refused(net, tmp_path):
         import_checkpoint(tmp_path / "whole.pth", codec_id="No Id")
     with pytest.raises(CodecFileError, match=r"absent\.pth"):
         import_checkpoint(tmp_path / "absent.pth", codec_id="a")
+
+
+def test_the_command_says_what_it_found_or_why_not(net, tmp_path, capsys):
+    from mpcompress_client.cli import run
+
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "a.pth")
+    output = tmp_path / "My Codec.safetensors"
+    assert run(["import-checkpoint", str(tmp_path / "a.pth"), "-o", str(output), "--grid", "4", "4", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["id"], facts["family"], facts["class"]) == ("my-codec", "vit_union", "VitUnionLatentCodec")
+    assert load(CodecSpec(id="my-codec", family="vit_union", weights=str(output))).token_res == (4, 4)
+    torch.save([1, 2], tmp_path / "b.pth")
+    assert run(["import-checkpoint", str(tmp_path / "b.pth"), "-o", str(tmp_path / "b.safetensors")]) == 1
+    assert capsys.readouterr().err.startswith("mpcompress: b.pth")
+    assert not (tmp_path / "b.safetensors").exists()
