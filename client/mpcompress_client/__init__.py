@@ -5,9 +5,11 @@
         unit.save("features.mpc")
         again = client.decompress(unit)
 
-`EdgeCodec` does the same on this device, with the extra `edge`.
+`AsyncCompressionClient` has the same calls for asyncio. `EdgeCodec` does the same on this device, with the extra
+`edge`.
 """
 
+from mpcompress_client.async_client import AsyncCompressionClient
 from mpcompress_client.client import CompressionClient
 from mpcompress_client.endpoint import TlsConfig
 from mpcompress_client.errors import (
@@ -34,6 +36,7 @@ from mpcompress_proto.coded_unit import CodedUnit
 
 __all__ = [
     "AccessDeniedError",
+    "AsyncCompressionClient",
     "CancelledError",
     "CodecInfo",
     "CodecMismatchError",

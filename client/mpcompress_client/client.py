@@ -9,7 +9,6 @@ from mpcompress_client import pipeline
 from mpcompress_client.calls import (
     DEFAULT_LOOK_AHEAD,
     DEFAULT_LOOK_AHEAD_BYTES,
-    CompressOptions,
     DecompressOptions,
     UnitLike,
     check_look_ahead,
@@ -17,7 +16,6 @@ from mpcompress_client.calls import (
 from mpcompress_client.connection import Connection
 from mpcompress_client.errors import MPCompressError
 from mpcompress_client.items import Decoded, Item, RequestT, ResponseT, ResultT
-from mpcompress_client.ledger import Ledger
 from mpcompress_client.pipeline import Many
 from mpcompress_client.progress import ProgressCallback, check_callback
 from mpcompress_client.source import InputT, Source
@@ -261,18 +259,6 @@ class CompressionClient(Connection):
             progress,
         )
 
-    def _options(
-        self,
-        codec: str,
-        qp: float | None,
-        token_res: Sequence[int] | None,
-        prefix_tokens: int | None,
-        params: dict[str, Any],
-    ) -> CompressOptions:
-        return CompressOptions(
-            codec=codec, qp=qp, token_res=token_res, prefix_tokens=prefix_tokens, params=params, family_of=self._family
-        )
-
     def _many(
         self,
         method: Callable[..., Any],
@@ -297,15 +283,7 @@ class CompressionClient(Connection):
                     open_call=open_call,
                     prepare=prepare,
                     source=Source(inputs),
-                    ledger=Ledger(
-                        target=self.target,
-                        look_ahead=look_ahead,
-                        look_ahead_bytes=look_ahead_bytes,
-                        ordered=ordered,
-                        policy=self.retry,
-                        contact=self._contact,
-                        progress=progress,
-                    ),
+                    ledger=self._ledger(look_ahead, look_ahead_bytes, ordered, progress),
                     target=self.target,
                 )
 
