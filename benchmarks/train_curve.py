@@ -59,8 +59,7 @@ def main() -> None:
         codec = _load(path)
         codec.warm_up()
         row = _mean(codec, tensors, None)
-        needed = _at_equal_error(curve, row[1])
-        print(f"| {codec.id} | {_figures(row)} | {needed:.4f} | {row[0] / needed:.1f} |", flush=True)
+        print(f"| {codec.id} | {_figures(row)} | {_compared(curve, row)} |", flush=True)
 
 
 def _load(path: Path) -> FeatureCodec:
@@ -105,10 +104,15 @@ def _figures(row: np.ndarray) -> str:
     return f"{row[0]:.4f} | {row[1]:.4f} | {row[2]:.3f} | {row[3]:.0f} | {row[4]:.0f}"
 
 
-def _at_equal_error(curve: list[np.ndarray], error: float) -> float:
-    """Bpfp of a curve at an NMSE; its nearest point beyond its ends."""
+def _compared(curve: list[np.ndarray], row: np.ndarray) -> str:
+    """Bpfp of the curve at the row's NMSE, and the row's over it; a bound beyond the curve's ends."""
     rates, errors = np.array(sorted(curve, key=lambda point: point[1])).T
-    return float(np.interp(np.log(error), np.log(errors), rates))
+    if row[1] > errors[-1]:
+        return f"under {rates[-1]:.4f} | over {row[0] / rates[-1]:.0f}"
+    if row[1] < errors[0]:
+        return f"over {rates[0]:.4f} | under {row[0] / rates[0]:.1f}"
+    needed = float(np.interp(np.log(row[1]), np.log(errors), rates))
+    return f"{needed:.4f} | {row[0] / needed:.1f}"
 
 
 if __name__ == "__main__":
