@@ -9,8 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from mpcompress_client.cli.bench import bench
 from mpcompress_client.cli.calibrate import calibrate
 from mpcompress_client.cli.coding import compress, decompress
+from mpcompress_client.cli.doctor import doctor
+from mpcompress_client.cli.evaluate import evaluate
 from mpcompress_client.cli.info import codecs, inspect
 from mpcompress_client.cli.neural import import_checkpoint
 from mpcompress_client.cli.train import train
@@ -36,6 +39,8 @@ Examples:
   mpcompress inspect features.mpc
   mpcompress decompress features.mpc -o again.npy
   mpcompress compress features.npy -o features.mpc --codec klt-imgfocus-vits14-final --local
+  mpcompress evaluate features/ --codec klt-imgfocus-vits14-final --qps 18,24,30
+  mpcompress doctor
 
 \b
 The server is --target, else $MPCOMPRESS_TARGET, else 127.0.0.1:50051.
@@ -43,7 +48,7 @@ The server is --target, else $MPCOMPRESS_TARGET, else 127.0.0.1:50051.
 \b
 Exit codes:
   0    done
-  1    it went wrong: refused by the codec or server, unreachable, damaged or unreadable file
+  1    it went wrong: refused by the codec or server, unreachable, damaged or unreadable file; of several inputs, some
   2    bad usage: unknown command or option, a value that cannot be right, no such input file
   130  interrupted
 Errors are one line on standard error.
@@ -57,7 +62,7 @@ def cli(debug: bool) -> None:
     """Compress feature tensors, through a server or on this device."""
 
 
-for _command in (compress, decompress, codecs, inspect, calibrate, import_checkpoint, train):
+for _command in (compress, decompress, codecs, inspect, evaluate, bench, doctor, calibrate, import_checkpoint, train):
     cli.add_command(_command)
 
 

@@ -125,6 +125,11 @@ def json_option(function: Function) -> Function:
     return _json(function)
 
 
+def target_options(function: Function) -> Function:
+    """--target and --timeout."""
+    return _target(_timeout(function))
+
+
 def server_options(function: Function) -> Function:
     """--target, --timeout and --local."""
     return _target(_timeout(_local(function)))

@@ -1,0 +1,178 @@
+"""`mpcompress evaluate`: rate and quality of codecs on the user's own features."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from mpcompress_client.arrays import named_arrays
+from mpcompress_client.cli.coders import Coder, open_coders
+from mpcompress_client.cli.files import READABLE, read_arrays
+from mpcompress_client.cli.options import coding_options, json_option, output_file, qp, server_options, target_given
+from mpcompress_client.cli.progress import bar
+from mpcompress_client.cli.results import to_json
+from mpcompress_client.cli.sources import feature_files
+from mpcompress_client.errors import CodecUnavailableError, InvalidRequestError, MPCompressError
+from mpcompress_client.library import library
+from mpcompress_proto.tensors import Array
+
+_EVALUATE_HELP = """\
+Code FEATURES there and back with each codec at each qp, and show what that costs and keeps.
+
+FEATURES are .npy, .npz, .safetensors and .pt files, folders of them, or quoted patterns. Means over the files of: bpfp,
+bits of the complete .mpc file per feature element; NMSE, squared error over variance (0 perfect, 1 no better than the
+mean); cosine between the tensors, and of the tokens in front (CLS) alone, which are few and often matter most; seconds
+of wall time to compress and to decompress.
+
+\b
+Examples:
+  mpcompress evaluate features/ --codec klt-imgfocus-vits14-final --qps 18,24,30
+  mpcompress evaluate features/ --codec mine.safetensors --codec other.safetensors --local --plot rate.png
+  mpcompress evaluate 'features/*.npy' --codec vtm-dinov2-cls --qps 27,32 --limit 4 --timeout 600 --json
+"""
+
+
+def _qps(text: str) -> list[float]:
+    """Numbers between commas, each a multiple of 1/8."""
+    return [qp(part) for part in text.split(",")]
+
+
+@click.command(short_help="Measure rate and quality of codecs on your features.", help=_EVALUATE_HELP)
+@click.argument("features", nargs=-1, required=True)
+@click.option("--codec", "codecs", multiple=True, required=True, metavar="ID", help="Which codec; may be repeated.")
+@click.option("--qps", type=_qps, metavar="QP,QP,...", help="Several qps; default: the codec's own, or --qp.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N files, evenly spread.")
+@click.option("--plot", type=output_file, metavar="FILE", help="Draw NMSE over bpfp (matplotlib: extra `demo`).")
+@coding_options
+@server_options
+@json_option
+def evaluate(
+    features: tuple[str, ...],
+    codecs: tuple[str, ...],
+    qps: list[float] | None,
+    limit: int | None,
+    plot: Path | None,
+    arguments: dict[str, Any],
+    target: str,
+    timeout_s: float,
+    local: bool,
+    as_json: bool,
+) -> None:
+    """Code FEATURES there and back with each codec at each qp."""
+    if qps and arguments["qp"] is not None:
+        raise click.UsageError("give --qp or --qps, not both")
+    pyplot = _pyplot() if plot else None
+    files = feature_files(features, READABLE)
+    if limit is not None and len(files) > limit:
+        files = [files[index * len(files) // limit] for index in range(limit)]
+    asked: Sequence[float | None] = qps or [arguments["qp"]]
+    rows = []
+    with (
+        open_coders(codecs, local=local, target=target, asked=target_given(target), timeout_s=timeout_s) as coders,
+        bar("evaluate", len(codecs) * len(asked) * len(files)) as advance,
+    ):
+        for coder in coders:
+            for value in asked:
+                points = []
+                for file in files:
+                    points.append(_point(coder, file, {**arguments, "qp": value}))
+                    advance()
+                rows.append(_row(coder, value, points))
+    if pyplot is not None and plot is not None:
+        _draw(pyplot, rows, plot)
+    if as_json:
+        click.echo(to_json({"files": len(files), "rows": rows}))
+        return
+    _table(rows, len(files))
+
+
+def _point(coder: Coder, file: Path, arguments: dict[str, Any]) -> dict[str, float]:
+    """The figures of one file."""
+    from mpcompress.metrics import cosine, nmse
+
+    try:
+        tensors = named_arrays(read_arrays(file))
+        started = time.perf_counter()
+        unit = coder.compress(tensors, **arguments)
+        coded = time.perf_counter()
+        context = {name: array for name, array in tensors.items() if name == "ctx"}
+        found = coder.decompress(unit, ctx=context or None)
+        decoded = time.perf_counter()
+        h = tensors[coder.info.inputs[0].name]
+        h_hat = found if isinstance(found, np.ndarray) else found[coder.info.outputs[0].name]
+        with library():
+            point = {"bpfp": unit.bpfp, "nmse": nmse(h, h_hat), "cosine": cosine(h, h_hat)}
+            prefix = unit.pstate.get("prefix_tokens", coder.info.prefix_tokens)
+            if prefix:
+                point["prefix_cosine"] = cosine(_prefix(h, prefix), _prefix(h_hat, prefix))
+    except MPCompressError as error:
+        raise type(error)(f"{file}: {error.message}", field=error.field) from error
+    return {**point, "compress_s": coded - started, "decompress_s": decoded - coded}
+
+
+def _prefix(h: Array, tokens: int) -> Array:
+    return h[..., :tokens, :]
+
+
+def _row(coder: Coder, value: float | None, points: Sequence[dict[str, float]]) -> dict[str, Any]:
+    default = coder.info.qp.default if coder.info.qp is not None else None
+    row: dict[str, Any] = {"codec": coder.info.id, "qp": default if value is None else value, "n": len(points)}
+    for name in ("bpfp", "nmse", "cosine", "prefix_cosine", "compress_s", "decompress_s"):
+        values = [point[name] for point in points if name in point]
+        row[name] = float(np.mean(values)) if values else None
+    return row
+
+
+def _table(rows: Sequence[dict[str, Any]], files: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, title=f"means over {files} files", title_justify="left")
+    table.add_column("codec", no_wrap=True)
+    for title in ("qp", "bpfp", "NMSE", "cosine", "prefix", "compress ms", "decompress ms"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        prefix = "" if row["prefix_cosine"] is None else f"{row['prefix_cosine']:.4f}"
+        table.add_row(
+            row["codec"],
+            "" if row["qp"] is None else f"{row['qp']:g}",
+            f"{row['bpfp']:.3f}",
+            f"{row['nmse']:.4f}",
+            f"{row['cosine']:.4f}",
+            prefix,
+            f"{1e3 * row['compress_s']:.1f}",
+            f"{1e3 * row['decompress_s']:.1f}",
+        )
+    Console().print(table)
+
+
+def _pyplot() -> Any:
+    """Matplotlib's pyplot without a display. Raises CodecUnavailableError when it is not installed."""
+    try:
+        matplotlib: Any = importlib.import_module("matplotlib")
+        matplotlib.use("Agg")
+        return importlib.import_module("matplotlib.pyplot")
+    except ImportError as error:
+        raise CodecUnavailableError("--plot needs matplotlib: pip install 'mpcompress[demo]'") from error
+
+
+def _draw(pyplot: Any, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for codec in dict.fromkeys(row["codec"] for row in rows):
+        points = sorted((row["bpfp"], row["nmse"]) for row in rows if row["codec"] == codec)
+        axes.plot(*zip(*points, strict=True), marker="o", label=codec)
+    axes.set(xlabel="bpfp, bits per feature point", ylabel="NMSE", xscale="log", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    try:
+        figure.savefig(path, dpi=100)
+    except ValueError as error:
+        raise InvalidRequestError(f"{path}: {error}") from error
+    finally:
+        pyplot.close(figure)
