@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,13 @@ def serve(
     log_format: Any,
     log_level: str,
 ) -> None:
-    """Serve codecs until SIGTERM or Ctrl-C."""
+    """Serve codecs until SIGTERM or Ctrl-C; SIGHUP reads the codecs of the configuration again."""
+
+    def source() -> Settings:
+        return load_settings(config, listen=listen, grace_s=grace_s, allow_untrained=allow_untrained or None)
+
     try:
-        settings = load_settings(config, listen=listen, grace_s=grace_s, allow_untrained=allow_untrained or None)
+        settings = source()
     except SettingsError as error:
         _fail(error)
     _limit_numeric_threads(settings)
@@ -71,12 +76,12 @@ def serve(
 
     logs.configure(log_format, log_level)
     try:
-        asyncio.run(_serve(settings, port_file))
+        asyncio.run(_serve(settings, source, port_file))
     except (SettingsError, ListenError) as error:
         _fail(error)
 
 
-async def _serve(settings: Settings, port_file: Path | None) -> None:
+async def _serve(settings: Settings, source: Callable[[], Settings], port_file: Path | None) -> None:
     import structlog
 
     from mpcompress_server.app import Server
@@ -94,6 +99,8 @@ async def _serve(settings: Settings, port_file: Path | None) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    hang_up = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up.set)
     server = Server(settings)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
@@ -109,7 +116,9 @@ async def _serve(settings: Settings, port_file: Path | None) -> None:
             _write_whole(port_file, server.address + "\n")
             written = True
         log.info("ready", address=server.address)
+        reloading = asyncio.create_task(_reload_when_told(server, source, hang_up))
         await stopping
+        reloading.cancel()
         try:
             await asyncio.wait_for(server.stop(), settings.grace_s + _STUCK_S)
         except TimeoutError:
@@ -119,6 +128,23 @@ async def _serve(settings: Settings, port_file: Path | None) -> None:
         stopping.cancel()
         if written and port_file is not None:
             port_file.unlink(missing_ok=True)
+
+
+async def _reload_when_told(server: Any, source: Callable[[], Settings], told: asyncio.Event) -> None:
+    """Reloads after each SIGHUP; several during one reload are one."""
+    import structlog
+
+    log = structlog.get_logger("mpcompress_server")
+    while True:
+        await told.wait()
+        told.clear()
+        try:
+            settings = await asyncio.to_thread(source)
+        except SettingsError as error:
+            log.error("reload failed: the codecs from before stay", error=str(error))
+            continue
+        with suppress(SettingsError):  # logged where it was found
+            await server.reload(settings)
 
 
 def _write_whole(path: Path, text: str) -> None:

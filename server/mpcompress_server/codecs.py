@@ -25,7 +25,7 @@ from mpcompress_server.settings import CodecEntry, Settings, SettingsError
 _log = structlog.get_logger("mpcompress_server.codecs")
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class LoadedCodec:
     """A codec of the settings, whether it can run or not.
 
@@ -125,17 +125,22 @@ def load_codecs(settings: Settings) -> CodecSet:
         SettingsError: an entry that names no known family or shipped codec.
     """
     import_plugins(settings.plugins)
-    if settings.codecs is None:
-        entries: list[CodecEntry] = [CodecEntry(id=codec_id) for codec_id in registry.preset_ids()]
-    else:
-        entries = list(settings.codecs)
-    return CodecSet([_load(entry, f"codecs[{index}]", settings) for index, entry in enumerate(entries)])
+    return CodecSet([load_codec(entry, key, settings) for key, entry in entries_of(settings).items()])
 
 
-def _load(entry: CodecEntry, key: str, settings: Settings) -> LoadedCodec:
+def entries_of(settings: Settings) -> dict[str, CodecEntry]:
+    """What is to be served, by the key in the settings."""
+    entries = settings.codecs
+    if entries is None:
+        entries = tuple(CodecEntry(id=codec_id) for codec_id in registry.preset_ids())
+    return {f"codecs[{index}]": entry for index, entry in enumerate(entries)}
+
+
+def load_codec(entry: CodecEntry, key: str, settings: Settings) -> LoadedCodec:
+    """Loads one codec. Raises SettingsError, as `load_codecs`."""
     loaded = LoadedCodec(entry=entry)
     try:
-        loaded.spec = _spec(entry, key)
+        loaded.spec = spec_of(entry, key)
         codec = registry.load(loaded.spec)
         content = codec.codec_file()
     except SettingsError:
@@ -165,7 +170,8 @@ def give_up(loaded: LoadedCodec, error: Exception) -> None:
     _log.warning("codec unavailable", codec=loaded.id, error=str(error), exc_info=None if known else error)
 
 
-def _spec(entry: CodecEntry, key: str) -> CodecSpec:
+def spec_of(entry: CodecEntry, key: str) -> CodecSpec:
+    """What the registry is to load. Raises SettingsError naming the key."""
     if entry.family is not None:
         try:
             return CodecSpec(id=entry.id, family=entry.family, weights=entry.weights, options=entry.options)

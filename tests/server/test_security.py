@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 
 import grpc
@@ -205,7 +204,7 @@ def test_what_a_file_grants(tokens, logs):
     assert (root.admin, root.allows("store"), bob.admin) == (True, False, False)
     assert alice.digest.hex() not in repr(alice)
     assert not logs
-    os.chmod(tokens, 0o644)
+    tokens.chmod(0o644)
     assert len(Tokens(tokens)) == 3
     assert logs[-1]["log_level"] == "warning"
 
