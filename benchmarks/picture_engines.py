@@ -118,8 +118,7 @@ def print_comparison(figures: list[dict[str, Any]]) -> None:
             curve = np.array(sorted(points))
             low, high = max(curve[0, 0], anchor[0, 0]), min(curve[-1, 0], anchor[-1, 0])
             ratio, covered = "", "at one point"
-            if len(curve) == 1 and anchor[0, 0] <= low <= anchor[-1, 0]:
-                high = low
+            # One point within the anchor's range has low == high; without a common range low is above high.
             if low <= high:
                 grid = np.linspace(low, high, 50)
                 gap = np.interp(grid, curve[:, 0], curve[:, 1]) - np.interp(grid, anchor[:, 0], anchor[:, 1])

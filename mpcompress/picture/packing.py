@@ -93,7 +93,7 @@ class TokensByChannels(Packing):
 class ChannelTiles(Packing):
     """(N, layers, L, C), patch tokens on a grid (H, W): each channel is a tile of H x W, prefix tokens fill rows below.
 
-    Neighbouring tokens are alike and neighbouring channels are not, so this takes a quarter fewer bits than a row per
+    Neighbouring tokens are alike and neighbouring channels are not, so this takes a third fewer bits than a row per
     token (docs/vtm.md). Layers follow each other, N on top of each other.
     """
 
