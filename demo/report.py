@@ -37,10 +37,10 @@ class Measurement:
     saliency_iou: float
     """Overlap of the salient areas: intersection over union of the maps thresholded at 0.5."""
     encode_ms: float
-    """In the codec, without gRPC."""
+    """In the codec alone, without gRPC."""
     decode_ms: float
     rpc_ms: float
-    """Both calls as the client sees them, less the time in the codec: transport, queueing, checks."""
+    """Both calls as the client sees them: the codec, and transport, queueing and checks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ def tables(rows: Sequence[Row], *, pictures: int) -> Group:
             *(f"{m.nmse:.4f}", f"{m.cls_cosine:.4f}", f"{m.saliency_iou:.3f}"),
             *(f"{m.encode_ms:.1f}", f"{m.rpc_ms:.1f}", f"{m.decode_ms:.1f}"),
         )
-    return Group(*views.values(), "enc, RPC, dec: ms to encode, of both calls outside the codec, to decode")
+    return Group(*views.values(), "ms: enc and dec in the codec alone; RPC the two calls as the client sees them, codec included")
 
 
 def write_json(rows: Sequence[Row], path: Path, *, pictures: int) -> None:
