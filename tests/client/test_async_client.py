@@ -363,8 +363,11 @@ async def test_a_progress_callback_runs_in_the_loop_and_may_end_the_call(scripte
     async with AsyncCompressionClient(scripted(compress=chatty)) as client:
         await client.compress(numbered(0), codec="x", progress=note)
         assert events == [(0, "accepted"), (0, "queued"), (0, "started"), (0, "done")]
-        with pytest.raises(KeyError, match="enough"):
-            async for result in client.compress_many(
-                map(numbered, range(9)), codec="x", progress=note, errors="return", look_ahead=1
-            ):
+        many = client.compress_many(map(numbered, range(9)), codec="x", progress=note, errors="return", look_ahead=1)
+
+        async def consume():
+            async for result in many:
                 assert isinstance(result, CodedUnit | MPCompressError)
+
+        with pytest.raises(KeyError, match="enough"):
+            await consume()
