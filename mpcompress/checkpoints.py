@@ -22,7 +22,7 @@ from torch import Tensor
 from mpcompress.errors import CodecFileError
 from mpcompress.neural.codec_file import NeuralFile
 from mpcompress.neural.maps import CONDITIONS, MapForm
-from mpcompress.neural.networks import Network, load_weights, recognise
+from mpcompress.neural.networks import NETWORKS, Network, convert, load_weights, recognise
 
 __all__ = ["ImportedCheckpoint", "import_checkpoint", "read_state_dict"]
 
@@ -56,6 +56,7 @@ def import_checkpoint(
     condition: str | None = None,
     settings: Mapping[str, Any] | None = None,
     prefix: str = "",
+    exact: bool = False,
 ) -> ImportedCheckpoint:
     """Makes a codec file of a checkpoint; class and sizes follow from its names and shapes.
 
@@ -69,6 +70,7 @@ def import_checkpoint(
             and truncation bounds. Neither this nor `settings`: the codec takes maps.
         settings: model_type, trun_low and trun_high instead of a condition.
         prefix: name of the codec inside a larger model, such as "codec.": other entries are left out.
+        exact: convert a ViT codec to fixed-point entropy parameters: its units then decode on every machine.
 
     Raises:
         CodecFileError: not a checkpoint, holds Python objects, of another class, incomplete, or of other shapes.
@@ -80,9 +82,14 @@ def import_checkpoint(
     if prefix_tokens is not None and prefix_tokens != sizes.get("num_prefix_tokens"):
         has = sizes.get("num_prefix_tokens", "no")
         raise CodecFileError(f"the checkpoint has {has} prefix tokens, not {prefix_tokens}", field="prefix_tokens")
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    family = network.family
+    if exact and not network.converted_from:
+        module = convert(module)
+        family = next(name for name, made in NETWORKS.items() if made.converted_from == family)
     file = NeuralFile(
         id=codec_id,
-        family=network.family,
+        family=family,
         description=description or f"{network.class_name} imported from {Path(path).name}",
         sizes=sizes,
         tensors=numpy_state(module.state_dict()),
@@ -93,7 +100,7 @@ def import_checkpoint(
     return ImportedCheckpoint(
         file=file,
         class_name=network.class_name,
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        parameters=parameters,
         computed_tables=computed,
     )
 

@@ -71,6 +71,8 @@ _FAMILIES: dict[str, str | Loader] = {
     "x265": "mpcompress.picture.codec:load",
     "vit_union": "mpcompress.neural.vit_union:load",
     "vit_union_ctx": "mpcompress.neural.vit_union:load",
+    "vit_union_exact": "mpcompress.neural.exact_vit_union:load",
+    "vit_union_ctx_exact": "mpcompress.neural.exact_vit_union:load",
     "feature_hyperprior": "mpcompress.neural.feature_hyperprior:load",
     "hyper_latent_ctx": "mpcompress.neural.latent_ctx:load",
     "hyperprior_latent_ctx": "mpcompress.neural.latent_ctx:load",

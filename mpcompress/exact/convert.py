@@ -24,7 +24,7 @@ from mpcompress.exact.networks import ExactNetworks
 from mpcompress.exact.vit_union import ExactVitUnion
 from mpcompress.latent_codecs import VitUnionLatentCodec, VitUnionLatentCodecWithCtx
 from mpcompress.latent_codecs._gaussian import CheckerboardCodec, GaussianLatentCodec
-from mpcompress.latent_codecs._module import single_samples
+from mpcompress.latent_codecs._module import EntropyCodedModule, single_samples
 from mpcompress.latent_codecs._vit_base import VitCodecBase, VitGeometry
 from mpcompress.layers import crop, pad_to_even
 
@@ -66,7 +66,7 @@ class Latents:
 
 @torch.no_grad()
 def exact_from(
-    module: VitCodecBase, *, features: Sequence[tuple[Tensor, ...]] = (), token_res: tuple[int, int] | None = None
+    module: EntropyCodedModule, *, features: Sequence[tuple[Tensor, ...]] = (), token_res: tuple[int, int] | None = None
 ) -> ExactVitUnion:
     """Convert a trained codec.
 

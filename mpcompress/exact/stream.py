@@ -18,11 +18,13 @@ from mpcompress.entropy import CdfTables, encode
 from mpcompress.errors import CorruptBitstreamError, NonFiniteError, OutOfRangeError
 from mpcompress.exact.fixed import LATENT_BITS, round_shift
 from mpcompress.exact.kernels import decode_step, open_streams
-from mpcompress.latent_codecs._checks import MAX_SYMBOL, first_index, shape_text
+from mpcompress.latent_codecs._checks import first_index, shape_text
 
 __all__ = ["CHECKSUM_BYTES", "LatentReader", "LatentWriter", "to_fixed"]
 
 CHECKSUM_BYTES = 4
+
+_LATENT_LIMIT = 1 << 22  # the code of a symbol this far outside its table has less than 64 bits
 
 
 def to_fixed(x: Tensor, name: str) -> Tensor:
@@ -31,12 +33,12 @@ def to_fixed(x: Tensor, name: str) -> Tensor:
     Raises:
         NonFiniteError, OutOfRangeError: a value that no symbol stands for.
     """
-    bad = ~(x.abs() <= MAX_SYMBOL / 2)
+    bad = ~(x.abs() <= _LATENT_LIMIT)
     if bool(bad.any()):
         where = first_index(bad)
         if not bool(torch.isfinite(x[where])):
             raise NonFiniteError(f"{name} holds NaN or infinity, first at {where} of {shape_text(x.shape)}")
-        raise OutOfRangeError(f"{name} at {where} of {shape_text(x.shape)} is beyond +-{MAX_SYMBOL // 2}")
+        raise OutOfRangeError(f"{name} at {where} of {shape_text(x.shape)} is beyond +-{_LATENT_LIMIT}")
     return torch.round(x.to(torch.float64) * 2.0**LATENT_BITS).to(torch.int64)
 
 

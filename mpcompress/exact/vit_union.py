@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mpcompress.errors import CodecUnavailableError, CorruptBitstreamError, InvalidInputError
+from mpcompress.errors import CodecFileError, CodecUnavailableError, CorruptBitstreamError, InvalidInputError
 from mpcompress.exact.engines import Engine, choose_engine
 from mpcompress.exact.fixed import ACTIVATION_LIMIT, LATENT_BITS
 from mpcompress.exact.networks import ExactNetworks
@@ -51,6 +51,12 @@ class ExactVitUnion(EntropyCodedModule):
         self.exact = exact
         self.engine: Engine | None = None
         """Evaluates the integer networks; None: the fastest where the codec is."""
+
+    @classmethod
+    def blank(cls, net: VitCodecBase) -> ExactVitUnion:
+        """A codec of the sizes of `net` whose numbers are still to be loaded."""
+        ctx_dim = int(getattr(net, "ctx_dim", 0))
+        return cls(net, ExactNetworks(y_dim=net.y_dim, z_dim=net.z_dim, groups=net.groups, ctx_dim=ctx_dim))
 
     def compress(self, h: Tensor, *ctx: Tensor, token_res: Sequence[int], **kwargs: Any) -> dict[str, Any]:
         """Code a batch; its streams are those of single calls.
@@ -133,6 +139,21 @@ class ExactVitUnion(EntropyCodedModule):
             raise CodecUnavailableError("an exact codec without its tables: convert the checkpoint again")
         self.exact.prove()
         return False
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of `torch.nn.Module`; the integers must be complete and of their types, whatever `strict` is.
+
+        Raises:
+            CodecFileError: they are not, or they are not those of an exact codec.
+        """
+        for name, buffer in self.exact.state_dict(prefix="exact.").items():
+            value = state_dict.get(name)
+            if value is None or value.dtype != buffer.dtype:
+                said = "is missing" if value is None else f"is {value.dtype}, not {buffer.dtype}"
+                raise CodecFileError(f"{name} {said}", field=name)
+        outcome = super().load_state_dict(state_dict, strict, assign)
+        self.exact.prove()
+        return outcome
 
     def _encode(self, h: Tensor, context: tuple[Tensor, ...], geometry: VitGeometry) -> list[bytes]:
         engine = self._engine()

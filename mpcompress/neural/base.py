@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mpcompress.codec import Array, CodingParams, FeatureCodec, TensorSpec, Unit, fingerprint_of
+from mpcompress.codec import ArithmeticName, Array, CodingParams, FeatureCodec, TensorSpec, Unit, fingerprint_of
 from mpcompress.errors import CodecFileError, CorruptBitstreamError, InvalidInputError
 from mpcompress.latent_codecs._module import EntropyCodedModule
 from mpcompress.neural.arrays import coding_arithmetic, find_device
@@ -59,12 +59,12 @@ class Loaded:
 class NeuralCodec(FeatureCodec):
     """Base of the adapters.
 
-    Units of these codecs decode for certain only with the arithmetic that made them: the distribution of each symbol
-    is computed in float32 (`arithmetic`), and another device or library may round it differently.
+    Units of a codec of `arithmetic` "float32" decode for certain only with the arithmetic that made them: the
+    distribution of each symbol is computed in float32, and another device or library may round it differently.
     """
 
     bitstream_version = BITSTREAM_VERSION
-    arithmetic = "float32"
+    arithmetic: ArithmeticName = "float32"
 
     def __init__(self, loaded: Loaded) -> None:
         self.id = loaded.id

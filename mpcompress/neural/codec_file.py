@@ -18,7 +18,7 @@ __all__ = ["BITSTREAM_VERSION", "NeuralFile"]
 
 BITSTREAM_VERSION = 1
 _METADATA_KEY = "mpcompress"
-_DTYPES = ("float32", "int32")
+_DTYPES = ("float32", "int32", "int16")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +30,7 @@ class NeuralFile:
         family: codec family.
         description: one sentence.
         sizes: constructor arguments of the documented class.
-        tensors: its state dict, float32 and int32.
+        tensors: its state dict, float32, int32 and int16.
         token_res: (H, W) it was made for; None: any.
         settings: what else the family wants to know, JSON-able.
         trained: False for random weights.
@@ -54,7 +54,7 @@ class NeuralFile:
             raise CodecFileError(f"a grid of {self.token_res} tokens", field="token_res")
         for name, tensor in self.tensors.items():
             if tensor.dtype.name not in _DTYPES:
-                raise CodecFileError(f"{name} is {tensor.dtype}, not {' or '.join(_DTYPES)}", field=name)
+                raise CodecFileError(f"{name} is {tensor.dtype}, not {', '.join(_DTYPES)}", field=name)
             if tensor.dtype == np.float32 and not np.isfinite(tensor).all():
                 raise CodecFileError(f"{name} holds NaN or infinity", field=name)
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mpcompress.errors import CodecFileError, MpcompressError
+from mpcompress.errors import CodecFileError, InvalidInputError, MpcompressError
+from mpcompress.exact.convert import exact_from
+from mpcompress.exact.vit_union import ExactVitUnion
 from mpcompress.latent_codecs import (
     FeatureScaleHyperprior,
     HyperLatentCodecWithCtx,
@@ -22,7 +24,7 @@ from mpcompress.latent_codecs._entropy_models import TABLE_BUFFERS, StreamEntrop
 from mpcompress.latent_codecs._hyper import SmallContextAnalysis, SmallContextSynthesis
 from mpcompress.latent_codecs._module import EntropyCodedModule
 
-__all__ = ["NETWORKS", "Network", "load_weights", "recognise", "untrained"]
+__all__ = ["NETWORKS", "Network", "convert", "load_weights", "recognise", "untrained"]
 
 StateDict = Mapping[str, Tensor]
 Sizes = dict[str, Any]
@@ -45,6 +47,7 @@ class Network:
         measure: the sizes that a state dict has.
         signature: keys that, together, only a state dict of this class has.
         encoder_only: prefixes of parameters that decoding does not use.
+        converted_from: family of the trained networks that these are made of; empty: these are trained themselves.
     """
 
     family: str
@@ -54,6 +57,7 @@ class Network:
     measure: Callable[[StateDict], Sizes]
     signature: tuple[str, ...]
     encoder_only: tuple[str, ...]
+    converted_from: str = ""
 
     def make(self, sizes: Mapping[str, Any]) -> EntropyCodedModule:
         """A network of these sizes, in eval mode, with random weights.
@@ -106,6 +110,15 @@ def _vit_ctx_sizes(state: StateDict) -> Sizes:
     return {**_vit_sizes(state), "ctx_dim": int(state["f_ctx_down.weight"].shape[0])}
 
 
+def _float_names(state: StateDict) -> StateDict:
+    """The state of an exact codec under the names that tell the sizes of the trained one."""
+    found = {name.removeprefix("net."): tensor for name, tensor in state.items()}
+    found["hyper_lc.entropy_bottleneck.quantiles"] = state["exact.medians"]
+    for name in [name for name in state if name.endswith(".spatial.weight")]:
+        found[f"y_lc.latent_codec.y{name.split('.')[2]}.context_prediction.weight"] = state[name].transpose(1, 2)
+    return found
+
+
 def _hyperprior_sizes(state: StateDict) -> Sizes:
     return {"N": int(state["g_a.0.weight"].shape[0]), "M": int(state["g_a.6.weight"].shape[0])}
 
@@ -132,6 +145,7 @@ def _hyper_latent(*, y_channels: int, z_channels: int, ctx_channels: int) -> Hyp
 _VIT = {"h_dim": 384, "y_dim": 256, "z_dim": 192, "groups": 16, "num_prefix_tokens": 1}
 _LATENT = {"y_channels": 256, "z_channels": 192, "ctx_channels": 256}
 _VIT_ENCODER = ("pre_vit_blocks.", "f_a.", "hyper_lc.h_a.")
+_EXACT_ENCODER = ("net.pre_vit_blocks.", "net.f_a.", "h_a.")
 
 NETWORKS: dict[str, Network] = {
     network.family: network
@@ -153,6 +167,26 @@ NETWORKS: dict[str, Network] = {
             measure=_vit_sizes,
             signature=("post_reg_tokens", "f_a.0.weight"),
             encoder_only=_VIT_ENCODER,
+        ),
+        Network(
+            family="vit_union_ctx_exact",
+            class_name="ExactVitUnion",
+            sizes={**_VIT, "ctx_dim": 256},
+            build=lambda **sizes: ExactVitUnion.blank(VitUnionLatentCodecWithCtx(**sizes)),
+            measure=lambda state: _vit_ctx_sizes(_float_names(state)),
+            signature=("net.post_reg_tokens", "exact.freqs", "exact.fusion.down.weight"),
+            encoder_only=(*_EXACT_ENCODER, "net.cond_enc.", "net.f_ctx_down."),
+            converted_from="vit_union_ctx",
+        ),
+        Network(
+            family="vit_union_exact",
+            class_name="ExactVitUnion",
+            sizes=_VIT,
+            build=lambda **sizes: ExactVitUnion.blank(VitUnionLatentCodec(**sizes)),
+            measure=lambda state: _vit_sizes(_float_names(state)),
+            signature=("net.post_reg_tokens", "exact.freqs"),
+            encoder_only=_EXACT_ENCODER,
+            converted_from="vit_union",
         ),
         Network(
             family="feature_hyperprior",
@@ -230,11 +264,21 @@ def load_weights(module: EntropyCodedModule, state: StateDict) -> bool:
 
 def untrained(network: Network, sizes: Mapping[str, Any], seed: int) -> EntropyCodedModule:
     """A network of random weights, the same for the same seed, with its tables. Raises CodecFileError."""
+    if network.converted_from:
+        return convert(untrained(NETWORKS[network.converted_from], sizes, seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = network.make(sizes)
     module.update()
     return module
+
+
+def convert(module: EntropyCodedModule) -> ExactVitUnion:
+    """The exact form of a network with tables. Raises CodecFileError for one that has none."""
+    try:
+        return exact_from(module)
+    except InvalidInputError as error:
+        raise CodecFileError(error.message, field="exact") from error
 
 
 def _listed(what: str, names: list[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mpcompress.codec import Array, Coded, CodingParams, TensorPort, TensorSpec, Unit
 from mpcompress.errors import CodecMismatchError, CorruptBitstreamError, InvalidInputError
@@ -95,14 +96,15 @@ class VitUnionFeatureCodec(NeuralCodec):
         if self._ctx_dim:
             ctx = as_float32(item["ctx"], "ctx", "tensors[1]")
             ctx = ctx.reshape(-1, *ctx.shape[-3:])
-            ctx_hash = context_hash(ctx)
+            ctx_hash = self._context_hash(ctx)
             args.append(to_torch(ctx, self.device))
         grid = params.token_res
         if grid is None:
             raise InvalidInputError("params are not resolved", field="params")
         out = self._encode(lambda: self._net.compress(*args, token_res=grid))
-        strings = [string for row in (*out["strings"]["y"], *out["strings"]["z"]) for string in row]
-        return Coded(strings=strings, pstate=_write_state(VitGeometry(token_res=grid)), ctx_hash=ctx_hash)
+        return Coded(
+            strings=self._streams(out["strings"]), pstate=_write_state(VitGeometry(token_res=grid)), ctx_hash=ctx_hash
+        )
 
     def check_unit(self, unit: Unit) -> tuple[TensorSpec, ...]:
         """See `FeatureCodec.check_unit`."""
@@ -140,7 +142,7 @@ class VitUnionFeatureCodec(NeuralCodec):
         for unit, job in zip(units, jobs, strict=True):
             for number, row in enumerate(rows):
                 row += unit.strings[number * job.samples : (number + 1) * job.samples]
-        strings = {"y": rows[:-1], "z": [rows[-1]]}
+        strings = self._nested(rows)
         pstate = {
             "y_shape": geometry.y_shapes(self._net.groups),
             "z_shape": geometry.z,
@@ -162,10 +164,22 @@ class VitUnionFeatureCodec(NeuralCodec):
             start += job.samples
         return results
 
+    def _streams(self, strings: Any) -> list[bytes]:
+        """The documented strings as the streams of a unit."""
+        return [string for row in (*strings["y"], *strings["z"]) for string in row]
+
+    def _nested(self, rows: list[list[bytes]]) -> Any:
+        """Lists of strings, one string per sample in each, as the documented strings."""
+        return {"y": rows[:-1], "z": [rows[-1]]}
+
+    def _context_hash(self, ctx: NDArray[np.float32]) -> bytes:
+        """What tells a context (B, C, H, W) from another."""
+        return context_hash(ctx)
+
     def _context(self, unit: Unit) -> Any:
         ctx = as_float32(unit.context["ctx"], "ctx")
         ctx = ctx.reshape(-1, *ctx.shape[-3:])
-        if context_hash(ctx) != unit.ctx_hash:
+        if self._context_hash(ctx) != unit.ctx_hash:
             raise CodecMismatchError("the context is not the one that the unit was made with", field="unit.ctx_hash")
         return ctx
 

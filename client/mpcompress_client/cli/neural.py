@@ -22,6 +22,7 @@ and missing tables are computed. Only tensors are read: a file with other Python
 \b
 Example:
   mpcompress import-checkpoint vit.pth -o vit.safetensors --grid 16 16
+  mpcompress import-checkpoint vit.pth -o vit-exact.safetensors --exact
   mpcompress import-checkpoint hyper.pth -o hyper.safetensors --condition dinov2-cls
 """
 
@@ -36,6 +37,7 @@ Example:
 @click.option(
     "--condition", metavar="NAME", help="Bounds and packing of a feature hyperprior: dinov2-cls, llama3-csr, ..."
 )
+@click.option("--exact", is_flag=True, help="Convert a ViT codec to fixed point: its units decode on every machine.")
 @click.option("--inside", default="", metavar="PREFIX", help="The codec's name inside a larger model: codec.")
 @json_option
 def import_checkpoint(
@@ -46,6 +48,7 @@ def import_checkpoint(
     grid: tuple[int, int] | None,
     prefix_tokens: int | None,
     condition: str | None,
+    exact: bool,
     inside: str,
     as_json: bool,
 ) -> None:
@@ -61,6 +64,7 @@ def import_checkpoint(
             prefix_tokens=prefix_tokens,
             condition=condition,
             prefix=inside,
+            exact=exact,
         )
     write_whole(output, imported.file.to_bytes())
     file = imported.file
