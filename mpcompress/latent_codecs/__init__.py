@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mpcompress.latent_codecs.hyperprior_ctx import HyperLatentCodecWithCtx, HyperpriorLatentCodecWithCtx
     from mpcompress.latent_codecs.vit_union import VitUnionLatentCodec
     from mpcompress.latent_codecs.vit_union_ctx import VitUnionLatentCodecWithCtx
+    from mpcompress.latent_codecs.vtm import VtmCodec, VtmFeatureCodec
 
 __all__ = [
     "FeatureScaleHyperprior",
@@ -17,6 +18,8 @@ __all__ = [
     "HyperpriorLatentCodecWithCtx",
     "VitUnionLatentCodec",
     "VitUnionLatentCodecWithCtx",
+    "VtmCodec",
+    "VtmFeatureCodec",
 ]
 
 _HOMES = {
@@ -25,6 +28,8 @@ _HOMES = {
     "HyperpriorLatentCodecWithCtx": "hyperprior_ctx",
     "VitUnionLatentCodec": "vit_union",
     "VitUnionLatentCodecWithCtx": "vit_union_ctx",
+    "VtmCodec": "vtm",
+    "VtmFeatureCodec": "vtm",
 }
 
 

@@ -162,11 +162,12 @@ def report_message(report: Report, bpfp: float, coding_s: float) -> pb.CodingRep
 
 def codec_info(loaded: LoadedCodec) -> pb.CodecInfo:
     """What ListCodecs says about a codec."""
+    reason = loaded.unavailable or (loaded.codec.unavailable_reason if loaded.codec else "")
     info = pb.CodecInfo(
         codec_id=loaded.id,
         family=loaded.spec.family if loaded.spec else "",
-        available=not loaded.unavailable,
-        unavailable_reason=loaded.unavailable,
+        available=not reason,
+        unavailable_reason=reason,
         codec_file_bytes=loaded.file_bytes,
         local=True,
     )
