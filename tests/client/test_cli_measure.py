@@ -143,23 +143,22 @@ def test_bench_bad_usage(mpcompress, arguments):
     assert (code, out, err.count("\n")) == (2, "", 1)
 
 
-def test_an_open_loop_counts_from_when_an_item_was_due():
-    """Items that nobody serves until all are due: each one's latency holds its time in the queue."""
-    release = threading.Event()
+def test_an_open_loop_counts_from_when_an_item_was_due(monkeypatch):
+    """One worker, held by its first item until the last is due: the others' latencies hold their time in the queue."""
+    monkeypatch.setattr("mpcompress_client.cli.load._MOST_WORKERS", 1)
+    all_due = threading.Event()
+    passed_s = 0.0
 
-    def tick(_: float) -> None:
-        pass
+    def tick(seconds: float) -> None:
+        nonlocal passed_s
+        passed_s += seconds
+        if passed_s > 0.19:
+            all_due.set()
 
-    def item() -> None:
-        release.wait(60)
-
-    done = threading.Timer(0.5, release.set)
-    done.start()
-    samples = run_load(Load(rate=50, seconds=0.2), item, tick, None)
-    done.join()
+    samples = run_load(Load(rate=50, seconds=0.2), lambda: all_due.wait() and None, tick, None)
     assert len(samples.latencies_s) == 10
-    assert min(samples.latencies_s) > 0.2
-    assert sorted(samples.latencies_s) != [samples.latencies_s[0]] * 10
+    for number, latency_s in enumerate(samples.latencies_s):
+        assert latency_s > 0.19 - number / 50
 
 
 def test_errors_of_items_are_counted_and_crashes_raised():

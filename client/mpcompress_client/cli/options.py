@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import click
 
 from mpcompress_client.calls import DEFAULT_TIMEOUT_S
+from mpcompress_client.endpoint import DEFAULT_TARGET
 from mpcompress_client.errors import InvalidRequestError
 from mpcompress_client.params import QP_STEPS, qp_eighths
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-DEFAULT_TARGET = "127.0.0.1:50051"
 TARGET_VARIABLE = "MPCOMPRESS_TARGET"
 
 
