@@ -158,9 +158,11 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
-    """Half and double precision become float32, and 64-bit integers 32-bit ones."""
+    """Half and double precision become float32, and 64-bit integers 32-bit ones; 16-bit ones are exact weights."""
     if tensor.is_sparse or tensor.is_quantized or tensor.is_complex():
         raise CodecFileError(f"{name} is no plain tensor", field="weights")
+    if tensor.dtype == torch.int16:
+        return tensor
     return tensor.to(torch.float32 if tensor.is_floating_point() else torch.int32)
 
 
