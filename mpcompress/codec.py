@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+T = TypeVar("T")
 ArithmeticName = Literal["exact", "float32"]
 
 MAX_RANK = 6
@@ -124,6 +125,14 @@ class Unit:
     context: Mapping[str, Array] = field(default_factory=dict)
 
 
+class CancelToken(Protocol):
+    """Tells a codec that nobody waits for an item any more: a `threading.Event` is one."""
+
+    def is_set(self) -> bool:
+        """Whether the item is given up."""
+        ...
+
+
 class FeatureCodec(ABC):
     """A loaded codec: one bitstream format with its weights.
 
@@ -141,6 +150,7 @@ class FeatureCodec(ABC):
         prefix_tokens: prefix tokens it was made for.
         parameters: names of the family parameters it knows.
         trained: False for random weights, which only tests may use.
+        staged: whether `begin_compress` and `begin_decompress` leave work to a second stage.
         pstate_kind: which message of the wire holds its pstate ("klt", "vit_union", "hyperprior", "picture", "plugin").
     """
 
@@ -157,11 +167,17 @@ class FeatureCodec(ABC):
     prefix_tokens: int = 0
     parameters: tuple[str, ...] = ()
     trained: bool = True
+    staged: bool = False
 
     @property
     def pstate_kind(self) -> str:
         """The family's own name, unless families share a message."""
         return self.family
+
+    @property
+    def unavailable_reason(self) -> str:
+        """Why this codec cannot compress here, and the remedy; "" when it can. It may still decompress."""
+        return ""
 
     @abstractmethod
     def resolve(self, specs: Sequence[TensorSpec], params: CodingParams) -> CodingParams:
@@ -195,12 +211,41 @@ class FeatureCodec(ABC):
             CorruptBitstreamError: bytes that no encoder writes.
         """
 
+    def batch_key(self, specs: Sequence[TensorSpec], params: CodingParams | None) -> Hashable:
+        """Items of equal keys may share a batch. `params` are resolved; None for decompression.
+
+        The default wants equal dtypes, shapes and params. A codec may be less strict when sharing a batch with other
+        shapes changes no bit of its results; items of different params still come in separate calls of `compress`.
+        """
+        return tuple((spec.name, spec.dtype, spec.shape) for spec in specs), params
+
+    def begin_compress(
+        self, batch: Sequence[Mapping[str, Array]], params: CodingParams, cancel: Sequence[CancelToken]
+    ) -> list[Callable[[], Coded]]:
+        """`compress` in two stages, so that two batches overlap: does the first, returns each item's second.
+
+        A second stage runs once or never, in a thread that may differ from that of the first, while this instance
+        begins another batch; second stages run one at a time. `cancel` has a token per item. The default does
+        everything in the first stage.
+        """
+        return [_given(coded) for coded in self.compress(batch, params)]
+
+    def begin_decompress(
+        self, batch: Sequence[Unit], cancel: Sequence[CancelToken]
+    ) -> list[Callable[[], dict[str, Array]]]:
+        """`decompress` in two stages; as `begin_compress`."""
+        return [_given(tensors) for tensors in self.decompress(batch)]
+
     def warm_up(self) -> None:  # noqa: B027 - optional: a codec without compiled code has nothing to do
         """Compiles, allocates and touches what the first call would otherwise wait for."""
 
     def codec_file(self) -> bytes | None:
         """The file an edge device needs to run this codec, or None."""
         return None
+
+
+def _given(value: T) -> Callable[[], T]:
+    return lambda: value
 
 
 def fingerprint_of(parts: Iterable[tuple[str, bytes | Array]]) -> bytes:

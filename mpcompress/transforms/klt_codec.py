@@ -11,14 +11,24 @@ KLT and DCT for features: Goyal 2001, "Theoretical foundations of transform codi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.codec import Array, Coded, CodingParams, FeatureCodec, Report, TensorPort, TensorSpec, Unit
+from mpcompress.codec import (
+    Array,
+    CancelToken,
+    Coded,
+    CodingParams,
+    FeatureCodec,
+    Report,
+    TensorPort,
+    TensorSpec,
+    Unit,
+)
 from mpcompress.entropy.rans import decode, encode
 from mpcompress.errors import CodecFileError, CorruptBitstreamError, NonFiniteError, OutOfRangeError
 from mpcompress.registry import CodecSpec
@@ -48,6 +58,7 @@ class KltCodec(FeatureCodec):
     bitstream_version = BITSTREAM_VERSION
     arithmetic = "exact"
     parameters = ("prefix_qp_offset_eighths",)
+    staged = True
 
     def __init__(self, model: KltModel, file: bytes | None = None) -> None:
         self.model = model
@@ -63,6 +74,8 @@ class KltCodec(FeatureCodec):
         self._file = file
         self._planner = SymbolPlanner(model)
         self._transform = KltTransform(model)
+        # Both directions may be at work at once, in two threads, and a transform has buffers of its own.
+        self._synthesis = KltTransform(model)
 
     def resolve(self, specs: Sequence[TensorSpec], params: CodingParams) -> CodingParams:
         """See `FeatureCodec.resolve`. Family parameter: prefix_qp_offset_eighths, -384 to 384."""
@@ -70,7 +83,27 @@ class KltCodec(FeatureCodec):
 
     def compress(self, batch: Sequence[Mapping[str, Array]], params: CodingParams) -> list[Coded]:
         """See `FeatureCodec.compress`. Items are (L, C) or (B, L, C), resolved to `params`."""
-        return [self._compress(item["h"], params) for item in batch]
+        return [self._analysed(item["h"], params)() for item in batch]
+
+    def batch_key(self, specs: Sequence[TensorSpec], params: CodingParams | None) -> Hashable:
+        """Any shapes and params share a batch.
+
+        Every item has matrix products of its own: in one product over the rows of several items the rounding of a
+        row depends on where it lies, in the kernels of some processors, and a rounding can change a symbol.
+        """
+        return self.id
+
+    def begin_compress(
+        self, batch: Sequence[Mapping[str, Array]], params: CodingParams, cancel: Sequence[CancelToken]
+    ) -> list[Callable[[], Coded]]:
+        """First stage: transform and quantiser; second: rANS."""
+        return [self._analysed(item["h"], params) for item in batch]
+
+    def begin_decompress(
+        self, batch: Sequence[Unit], cancel: Sequence[CancelToken]
+    ) -> list[Callable[[], dict[str, Array]]]:
+        """First stage: rANS; second: the inverse transform."""
+        return [self._decoded(unit) for unit in batch]
 
     def check_unit(self, unit: Unit) -> tuple[TensorSpec, ...]:
         """See `FeatureCodec.check_unit`."""
@@ -85,7 +118,7 @@ class KltCodec(FeatureCodec):
 
     def decompress(self, batch: Sequence[Unit]) -> list[dict[str, Array]]:
         """See `FeatureCodec.decompress`."""
-        return [{"h_hat": self._decompress(unit)} for unit in batch]
+        return [self._decoded(unit)() for unit in batch]
 
     def warm_up(self) -> None:
         """Compiles the entropy coder and makes the plan of the codec's own grid."""
@@ -100,7 +133,8 @@ class KltCodec(FeatureCodec):
         """The safetensors file."""
         return self.model.to_bytes() if self._file is None else self._file
 
-    def _compress(self, h: Array, params: CodingParams) -> Coded:
+    def _analysed(self, h: Array, params: CodingParams) -> Callable[[], Coded]:
+        """Symbols of an item; the result codes them."""
         x = _samples(h)
         state = KltState.of(params)
         layout = Layout(state.prefix, state.height, state.width, self.model.tile)
@@ -111,7 +145,6 @@ class KltCodec(FeatureCodec):
             if quantised is None:
                 raise _too_large(h)
             symbols.append(quantised)
-        stream = encode(np.concatenate(symbols), np.tile(plan.rows, len(symbols)), self.model.tables)
         warnings: tuple[str, ...] = ()
         patches = x.shape[0] * layout.height * layout.width
         if distance > self.model.domain_bound and patches >= _DISTANCE_TOKENS:
@@ -119,11 +152,14 @@ class KltCodec(FeatureCodec):
                 f"features are unlike those that {self.id} was calibrated on ({distance:.1f} times as far from "
                 f"them as is typical): expect more bits or a larger error; calibrate a codec for them",
             )
-        return Coded(
-            strings=[stream],
-            pstate=write_state(self.model, state),
-            report=Report(qp_eighths=state.qp_eighths, domain_distance=distance, warnings=warnings),
-        )
+        report = Report(qp_eighths=state.qp_eighths, domain_distance=distance, warnings=warnings)
+        pstate = write_state(self.model, state)
+
+        def code() -> Coded:
+            stream = encode(np.concatenate(symbols), np.tile(plan.rows, len(symbols)), self.model.tables)
+            return Coded(strings=[stream], pstate=pstate, report=report)
+
+        return code
 
     def _analyse(
         self, x: FloatArray, layout: Layout, state: KltState
@@ -176,22 +212,26 @@ class KltCodec(FeatureCodec):
         steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
         return layout, steps, spec.shape[0] if len(spec.shape) == 3 else 1
 
-    def _decompress(self, unit: Unit) -> Array:
+    def _decoded(self, unit: Unit) -> Callable[[], dict[str, Array]]:
+        """Symbols of a unit; the result turns them into features."""
         state, spec = read_state(self.model, unit)
         layout, steps, samples = self._coding(state, spec)
         plan = self._planner.plan(layout, steps)
         symbols = decode(unit.strings[0], np.tile(plan.rows, samples), self.model.tables)
         if symbols.size and max(int(symbols.max()), -int(symbols.min())) > MAX_SYMBOL:
             raise CorruptBitstreamError("a symbol is beyond +-2^30", field="payload")
-        dtype = _DTYPES[spec.dtype]
-        out = np.empty((samples, layout.positions, self.model.channels), dtype)
-        largest = _LARGEST[spec.dtype]
-        for sample, part in zip(out, symbols.reshape(samples, -1), strict=True):
-            x_hat = self._transform.synthesise(self._transform.dequantise(part, plan), layout)
-            if dtype.itemsize == 2:
-                np.clip(x_hat, -largest, largest, out=x_hat)
-            sample[...] = x_hat
-        return out.reshape(spec.shape)
+
+        def synthesise() -> dict[str, Array]:
+            dtype, largest = _DTYPES[spec.dtype], _LARGEST[spec.dtype]
+            out = np.empty((samples, layout.positions, self.model.channels), dtype)
+            for sample, part in zip(out, symbols.reshape(samples, -1), strict=True):
+                x_hat = self._synthesis.synthesise(self._synthesis.dequantise(part, plan), layout)
+                if dtype.itemsize == 2:
+                    np.clip(x_hat, -largest, largest, out=x_hat)
+                sample[...] = x_hat
+            return {"h_hat": out.reshape(spec.shape)}
+
+        return synthesise
 
 
 def _samples(h: Array) -> FloatArray:

@@ -10,10 +10,12 @@ import structlog
 
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import messages as convert
+from mpcompress_server.admission import ITEM_OVERHEAD_BYTES, Admission
+from mpcompress_server.counters import Cause, Counters, Stage
 from mpcompress_server.errors import (
     INTERNAL,
+    ItemCancelledError,
     ItemTimeoutError,
-    NoRoomError,
     UnreadAnswersError,
     drop_frames,
     rule_of,
@@ -22,12 +24,8 @@ from mpcompress_server.errors import (
 from mpcompress_server.items import Item, RecentIds
 from mpcompress_server.operations import Operation, error_response
 from mpcompress_server.outbox import Outbox
-from mpcompress_server.reservation import ByteBudget
 from mpcompress_server.scheduler import Job, Scheduler
-from mpcompress_server.settings import ROOM_PER_ITEM, Limits
 
-# Every item costs this much beyond its tensors: header, messages, bookkeeping.
-_ITEM_OVERHEAD_BYTES = 8192
 # Above this, checksums and copies of one item would keep the event loop from all others.
 _OFF_LOOP_BYTES = 1 << 20
 
@@ -39,9 +37,10 @@ class ActiveItems:
 
     Args:
         operation: what happens to them.
-        limits: of the server.
-        budget: memory that all streams share.
+        admission: lets them in.
         scheduler: runs complete items.
+        stream: the stream, for the scheduler.
+        counters: told what becomes of items.
         outbox: takes their answers.
         request_id: for the log and the errors.
         background: holds tasks that may outlive the call.
@@ -52,26 +51,27 @@ class ActiveItems:
         self,
         *,
         operation: Operation,
-        limits: Limits,
-        budget: ByteBudget,
+        admission: Admission,
         scheduler: Scheduler,
+        stream: object,
+        counters: Counters,
         outbox: Outbox,
         request_id: str,
         background: set[asyncio.Task[None]],
         on_overflow: Callable[[UnreadAnswersError], None],
     ) -> None:
         self._operation = operation
-        self._limits = limits
-        self._budget = budget
+        self._admission = admission
         self._scheduler = scheduler
+        self._stream = stream
+        self._counters = counters
         self._outbox = outbox
         self._request_id = request_id
         self._background = background
         self._on_overflow = on_overflow
         self._log = structlog.get_logger("mpcompress_server.items").bind(request_id=request_id, method=operation.name)
         self._active: dict[int, Item] = {}
-        self._slots = asyncio.Semaphore(limits.max_items_per_stream)
-        self._closed = False
+        self._closed: Cause | None = None
         self._clock = asyncio.get_running_loop().time
         self.late = RecentIds()
         """Items whose chunks may still come, to be dropped."""
@@ -83,41 +83,24 @@ class ActiveItems:
         """The item of that id, if it has no final event yet."""
         return self._active.get(item_id)
 
-    async def admit(self, item: Item) -> None:
-        """Waits for a slot of the stream and for memory, both within one bound.
-
-        Raises:
-            NoRoomError: the bound is over.
-            ItemTimeoutError: the item's own timeout is over.
-        """
-        entry = item.plan.loaded.entry
-        copies = ROOM_PER_ITEM if entry.isolation == "process" else 1
-        need = copies * (sum(item.plan.sizes) + item.plan.result_bytes) + _ITEM_OVERHEAD_BYTES
-        until = self._clock() + self._limits.reservation_timeout_s
-        slot = False
+    async def admit(self, item: Item, call_deadline: float) -> None:
+        """Lets an item in. Raises what `Admission.admit` raises."""
         try:
-            async with asyncio.timeout_at(min(until, item.deadline)):
-                await self._slots.acquire()
-                slot = True
-                item.reservation = await self._budget.reserve(min(need, self._budget.limit))
-        except TimeoutError:
-            if slot:
-                self._slots.release()
-            if until < item.deadline:
-                what = "memory" if slot else "place on this stream"
-                raise NoRoomError(f"no {what} within {self._limits.reservation_timeout_s} s") from None
-            raise ItemTimeoutError("the item's timeout ran out while it waited for memory") from None
-        except BaseException:
-            if slot:
-                self._slots.release()
+            await self._admission.admit(item, call_deadline)
+        except ItemTimeoutError:
+            self._counters.cancelled["deadline", "reserving"] += 1
+            raise
+        except asyncio.CancelledError:
+            self._counters.cancelled["call", "reserving"] += 1
             raise
         self._active[item.id] = item
         item.timer = asyncio.get_running_loop().call_at(
             item.deadline, self.fail, item, ItemTimeoutError("the item's timeout ran out")
         )
-        if self._closed:  # while it waited
+        if self._closed is not None:  # while it waited
             self._forget(item)
             item.release()
+            self._counters.cancelled[self._closed, "reserving"] += 1
         self.progress(item, _STAGE.STAGE_ACCEPTED)
 
     # ------------------------------------------------------------------------------------------------- working
@@ -140,6 +123,9 @@ class ActiveItems:
                 loaded=item.plan.loaded,
                 work=work,
                 deadline=item.deadline,
+                key=item.plan.key,
+                stream=self._stream,
+                nbytes=item.plan.nbytes,
                 on_started=lambda: self.progress(item, _STAGE.STAGE_STARTED),
             )
             del work
@@ -154,9 +140,10 @@ class ActiveItems:
             item.job = None
             if item.is_open():
                 assert item.reservation is not None
-                item.reservation.shrink(answer.nbytes + _ITEM_OVERHEAD_BYTES)
+                item.reservation.shrink(answer.nbytes + ITEM_OVERHEAD_BYTES)
                 self._leave(item)
                 queued = True
+                self._counters.items[self._operation.name, "ok"] += 1
                 self._queue_final(answer.messages, item.release)
         except Exception as error:
             self.fail(item, error)
@@ -167,7 +154,7 @@ class ActiveItems:
                 item.release()
 
     async def _call(self, item: Item, function: Any, argument: Any) -> Any:
-        if sum(item.plan.sizes) + item.plan.result_bytes > _OFF_LOOP_BYTES:
+        if item.plan.nbytes > _OFF_LOOP_BYTES:
             return await asyncio.to_thread(function, argument)
         return function(argument)
 
@@ -178,14 +165,15 @@ class ActiveItems:
         item.answered = True
         if self._active.get(item.id) is item:
             del self._active[item.id]
-            self._slots.release()
+            self._admission.leave()
         if item.timer is not None:
             item.timer.cancel()
 
-    def forget_all(self) -> None:
+    def forget_all(self, cause: Cause) -> None:
         """Ends every item, and those that still come, without an answer."""
-        self._closed = True
+        self._closed = self._closed or cause
         for item in list(self._active.values()):
+            self._counters.cancelled[cause, _stage(item)] += 1
             self._forget(item)
 
     def _forget(self, item: Item) -> None:
@@ -201,6 +189,9 @@ class ActiveItems:
         """Answers an item with an error, unless it has its answer."""
         if item.answered:
             return
+        if isinstance(error, ItemCancelledError | ItemTimeoutError):
+            cause: Cause = "item" if isinstance(error, ItemCancelledError) else "deadline"
+            self._counters.cancelled[cause, _stage(item)] += 1
         if item.receiver is not None:
             self.late.add(item.id)
         self._forget(item)
@@ -213,6 +204,7 @@ class ActiveItems:
 
     def _answer_error(self, item_id: int, error: Exception) -> None:
         rule = rule_of(error)
+        self._counters.items[self._operation.name, rule.reason] += 1
         if rule is INTERNAL:
             self._log.error("item failed", item=item_id, reason=rule.reason, exc_info=error)
         else:
@@ -233,3 +225,14 @@ class ActiveItems:
             elapsed = convert.duration(self._clock() - item.accepted_at)
             progress = pb.ItemProgress(stage=stage, queue_position=position, elapsed=elapsed)
             self._outbox.progress(self._operation.response(item_id=item.id, progress=progress))
+
+
+def _stage(item: Item) -> Stage:
+    """Where an item is that was let in and has no final event."""
+    if item.receiver is not None:
+        return "receiving"
+    if item.job is None:
+        return "checking"
+    if item.job.work is not None:
+        return "queued"
+    return "answering" if item.job.result.done() else "running"

@@ -1,30 +1,46 @@
-"""One call into a codec: a batch of items in, one outcome per item out. The same code runs in threads and workers."""
+"""One call into a codec: a batch of items in, one outcome per item out. The same code runs in threads and workers.
+
+    begin_call ──► first stage of all items ──► the second stages, as a function ──► CallResult
+                   │ one fails: each alone      │ dropped items: not run
+                   │ out of device memory: halves, once
+
+The first stage of one call may run while the second stage of the one before it does, in another thread.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 
 from mpcompress.codec import Array, Coded, CodingParams, FeatureCodec, TensorSpec, Unit
 from mpcompress_proto.tensors import data_type, dtype_of
+from mpcompress_server.dropping import Dropped, DroppedError
 
 _FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressCall:
-    """Items that resolved to the same params.
+    """Items of one batch key.
 
     Args:
         inputs: per item the tensors by input name.
-        params: what `FeatureCodec.resolve` gave for every one of them.
+        params: per item what `FeatureCodec.resolve` gave.
+        dropped: which of them nobody waits for any more.
     """
 
     inputs: list[Mapping[str, Array]]
-    params: CodingParams
+    params: list[CodingParams]
+    dropped: Dropped = field(default_factory=lambda: Dropped(0))
+
+    def __post_init__(self) -> None:
+        _one_flag_each(self)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -37,10 +53,15 @@ class DecompressCall:
     Args:
         units: the items.
         outputs: per item the specs of its outputs, with the dtypes that the client wants.
+        dropped: which of them nobody waits for any more.
     """
 
     units: list[Unit]
     outputs: list[tuple[TensorSpec, ...]]
+    dropped: Dropped = field(default_factory=lambda: Dropped(0))
+
+    def __post_init__(self) -> None:
+        _one_flag_each(self)
 
     def __len__(self) -> int:
         return len(self.units)
@@ -48,53 +69,138 @@ class DecompressCall:
 
 Call = CompressCall | DecompressCall
 Outcome = Coded | dict[str, Array] | Exception
+Stage = Callable[[], Coded | dict[str, Array]]
+
+
+def _one_flag_each(call: Call) -> None:
+    if len(call.dropped) != len(call):
+        object.__setattr__(call, "dropped", Dropped(len(call)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallResult:
-    """What a call gave: one outcome per item, in order, and the time in the codec, seconds."""
+    """What a call gave.
+
+    Args:
+        outcomes: one per item, in order.
+        coding_s: time in the codec, seconds.
+        too_many: the device had no memory for all items at once.
+    """
 
     outcomes: list[Outcome]
     coding_s: float
+    too_many: bool = False
 
 
 def run_call(codec: FeatureCodec, call: Call) -> CallResult:
     """Runs a call in this thread. What goes wrong with an item becomes that item's outcome; nothing is raised."""
+    return begin_call(codec, call)()
+
+
+def begin_call(codec: FeatureCodec, call: Call) -> Callable[[], CallResult]:
+    """Runs the first stage of a call; the result runs the second. Neither raises."""
     start = time.perf_counter()
-    try:
-        outcomes = _run(codec, call)
-    except Exception as error:
-        # One bad item fails the whole batch: each one alone tells which it was.
-        outcomes = [error] if len(call) == 1 else [_run_one(codec, single) for single in _singles(call)]
-    return CallResult(outcomes=outcomes, coding_s=time.perf_counter() - start)
+    begun = _Begun(codec, call)
+    begun.attempt(range(len(call)))
+    first_s = time.perf_counter() - start
+
+    def finish() -> CallResult:
+        start = time.perf_counter()
+        outcomes = [begun.finish(index) for index in range(len(call))]
+        return CallResult(outcomes=outcomes, coding_s=first_s + time.perf_counter() - start, too_many=begun.too_many)
+
+    return finish
 
 
-def _run(codec: FeatureCodec, call: Call) -> list[Outcome]:
-    if isinstance(call, CompressCall):
-        coded = codec.compress(call.inputs, call.params)
-        return [*coded] if len(coded) == len(call) else [_miscount(codec, len(coded), len(call))] * len(call)
-    tensors = codec.decompress(call.units)
-    if len(tensors) != len(call):
-        return [_miscount(codec, len(tensors), len(call))] * len(call)
-    return [_as_wanted(found, specs) for found, specs in zip(tensors, call.outputs, strict=True)]
+class _Begun:
+    """The items of a call between their stages."""
+
+    def __init__(self, codec: FeatureCodec, call: Call) -> None:
+        self._codec = codec
+        self._call = call
+        self._tokens = call.dropped.tokens()
+        self._stages: list[Stage | Exception] = [RuntimeError("never begun")] * len(call)
+        self.too_many = False
+
+    def attempt(self, indices: Sequence[int], *, last: bool = False) -> None:
+        """First stages. One bad item fails its whole batch: each one alone tells which it was."""
+        try:
+            self._begin(indices)
+        except Exception as error:
+            if _is_device_memory(error) and not last:
+                self._retry_smaller(indices)
+            elif _is_device_memory(error) or len(indices) == 1:
+                for index in indices:
+                    self._stages[index] = _plain(error)
+            else:
+                for index in indices:
+                    self.attempt((index,), last=last)
+
+    def _retry_smaller(self, indices: Sequence[int]) -> None:
+        """Each half once more, a single item as it is, after the device's unused blocks are given back."""
+        self.too_many = self.too_many or len(indices) > 1
+        _free_device_memory()
+        half = (len(indices) + 1) // 2
+        for part in (indices[:half], indices[half:]):
+            if part:
+                self.attempt(part, last=True)
+
+    def _begin(self, indices: Sequence[int]) -> None:
+        call, codec = self._call, self._codec
+        for index in indices:
+            if self._tokens[index].is_set():
+                self._stages[index] = DroppedError("cancelled before its codec began")
+        left = [index for index in indices if not self._tokens[index].is_set()]
+        if isinstance(call, DecompressCall):
+            if left:
+                units, tokens = [call.units[i] for i in left], [self._tokens[i] for i in left]
+                self._put(left, codec.begin_decompress(units, tokens))
+            return
+        for params, group in groupby(left, key=call.params.__getitem__):
+            members = list(group)
+            inputs, tokens = [call.inputs[i] for i in members], [self._tokens[i] for i in members]
+            self._put(members, codec.begin_compress(inputs, params, tokens))
+
+    def _put(self, indices: Sequence[int], stages: Sequence[Stage]) -> None:
+        if len(stages) != len(indices):
+            raise RuntimeError(f"codec {self._codec.id} gave {len(stages)} results for {len(indices)} items")
+        for index, stage in zip(indices, stages, strict=True):
+            self._stages[index] = stage
+
+    def finish(self, index: int) -> Outcome:
+        """Second stage of one item."""
+        stage = self._stages[index]
+        # What the stage holds goes as soon as it is done.
+        self._stages[index] = RuntimeError("already finished")
+        if self._tokens[index].is_set():
+            return DroppedError("cancelled in its codec")
+        if isinstance(stage, Exception):
+            return stage
+        try:
+            value = stage()
+        except Exception as error:
+            return _plain(error)
+        if isinstance(value, Coded):
+            return value
+        assert isinstance(self._call, DecompressCall)
+        return _as_wanted(value, self._call.outputs[index])
 
 
-def _run_one(codec: FeatureCodec, call: Call) -> Outcome:
-    try:
-        return _run(codec, call)[0]
-    except Exception as error:
-        return error
+def _is_device_memory(error: Exception) -> bool:
+    """Whether a GPU is out of memory, known by name: this module imports no torch."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__) or (
+        isinstance(error, RuntimeError) and "CUDA out of memory" in str(error)
+    )
 
 
-def _singles(call: Call) -> list[Call]:
-    if isinstance(call, CompressCall):
-        return [CompressCall(inputs=[item], params=call.params) for item in call.inputs]
-    pairs = zip(call.units, call.outputs, strict=True)
-    return [DecompressCall(units=[unit], outputs=[specs]) for unit, specs in pairs]
+def _plain(error: Exception) -> Exception:
+    return MemoryError("no memory on the device") if _is_device_memory(error) else error
 
 
-def _miscount(codec: FeatureCodec, got: int, wanted: int) -> RuntimeError:
-    return RuntimeError(f"codec {codec.id} gave {got} results for {wanted} items")
+def _free_device_memory() -> None:
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _as_wanted(found: Mapping[str, Array], specs: tuple[TensorSpec, ...]) -> Outcome:

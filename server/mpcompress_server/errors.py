@@ -3,10 +3,13 @@
     ServerError
     ├── ItemTooLargeError        larger than this server takes
     ├── NoRoomError              no memory within the bound
+    ├── DeadlineUnreachableError the items before it take longer than it has
     ├── ItemTimeoutError         the item's own timeout ran out
     ├── ItemCancelledError       by CancelItem
     ├── IncompleteItemError      another header or the end of the stream came before all chunks
     ├── ServerDrainingError      the server stops
+    ├── PermissionDeniedError    not for this caller
+    ├── UnauthenticatedError     a call without a known token
     └── StreamError              ends the call, not only an item
         ├── ProtocolError        a message that makes no sense in its stream
         ├── UnreadAnswersError   the client sends on without reading
@@ -40,6 +43,8 @@ class ServerError(Exception):
         super().__init__(message)
         self.message = message
         self.field = field
+        self.retry_after_s = _RETRY_AFTER_S
+        """When to try again, where that makes sense."""
 
 
 class ItemTooLargeError(ServerError):
@@ -48,6 +53,10 @@ class ItemTooLargeError(ServerError):
 
 class NoRoomError(ServerError):
     """No memory within the bound."""
+
+
+class DeadlineUnreachableError(ServerError):
+    """The items that wait before it take longer than it has."""
 
 
 class ItemTimeoutError(ServerError):
@@ -64,6 +73,14 @@ class IncompleteItemError(ServerError):
 
 class ServerDrainingError(ServerError):
     """The server stops and takes no new items."""
+
+
+class PermissionDeniedError(ServerError):
+    """The caller may not do that."""
+
+
+class UnauthenticatedError(ServerError):
+    """The call has no token that is known here."""
 
 
 class StreamError(ServerError):
@@ -116,12 +133,15 @@ TABLE: dict[type[BaseException], Rule] = {
     library.CodecCrashedError: Rule(code=_CODE.UNAVAILABLE, reason="CODEC_CRASHED", retry=True),
     ItemTooLargeError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="ITEM_TOO_LARGE", quota=True),
     NoRoomError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="NO_ROOM", retry=True),
+    DeadlineUnreachableError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="DEADLINE_UNREACHABLE", retry=True),
     MemoryError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="OUT_OF_MEMORY", retry=True),
     ItemTimeoutError: Rule(code=_CODE.DEADLINE_EXCEEDED, reason="ITEM_TIMEOUT"),
     ItemCancelledError: Rule(code=_CODE.CANCELLED, reason="ITEM_CANCELLED"),
     IncompleteItemError: Rule(code=_CODE.INVALID_ARGUMENT, reason="INCOMPLETE_ITEM"),
     ServerDrainingError: Rule(code=_CODE.UNAVAILABLE, reason="SERVER_DRAINING", retry=True),
     DrainedError: Rule(code=_CODE.UNAVAILABLE, reason="SERVER_DRAINING", retry=True),
+    PermissionDeniedError: Rule(code=_CODE.PERMISSION_DENIED, reason="PERMISSION_DENIED"),
+    UnauthenticatedError: Rule(code=_CODE.UNAUTHENTICATED, reason="UNAUTHENTICATED"),
     ProtocolError: Rule(code=_CODE.INVALID_ARGUMENT, reason="PROTOCOL_VIOLATION"),
     UnreadAnswersError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="UNREAD_ANSWERS"),
 }
@@ -160,7 +180,7 @@ def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     if rule.retry:
         delay = Duration()
-        delay.FromMilliseconds(int(_RETRY_AFTER_S * 1000))
+        delay.FromMilliseconds(int(1000 * getattr(error, "retry_after_s", _RETRY_AFTER_S)))
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
     if rule.quota:
         quota = error_details_pb2.QuotaFailure.Violation(subject=field or "item", description=message)

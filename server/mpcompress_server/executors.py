@@ -1,6 +1,7 @@
 """Where a codec runs: a thread of the server, or a process that may die alone.
 
-An executor holds one instance of one codec and runs one call at a time; a codec with several instances has several.
+An executor holds one instance of one codec and runs one call at a time, or one in each of the codec's two stages; a
+codec with several instances has several executors.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from mpcompress.codec import FeatureCodec
-from mpcompress_server.calls import Call, CallResult, run_call
+from mpcompress_server.calls import Call, CallResult, begin_call, run_call
 
 
 class Executor(Protocol):
@@ -20,15 +21,18 @@ class Executor(Protocol):
     async def start(self) -> None:
         """Loads and warms up the codec. Raises what loading raises."""
 
-    async def run(self, call: Call) -> CallResult:
-        """Runs one call. Failures are outcomes, not exceptions."""
+    async def run(self, call: Call, next_may_begin: Callable[[], None]) -> CallResult:
+        """Runs one call. Failures are outcomes, not exceptions.
+
+        `next_may_begin` may be called once, in the event loop, when another call could begin before this one ends.
+        """
 
     async def close(self) -> None:
         """Waits for the running call and gives everything back."""
 
 
 class ThreadExecutor:
-    """A codec in a thread of its own, so that one instance is only ever called by that thread.
+    """A codec in a thread of its own, and its second stages in another, so that two calls overlap.
 
     Args:
         load: makes the instance; called in the thread.
@@ -39,6 +43,7 @@ class ThreadExecutor:
         self._load = load
         self._codec: FeatureCodec | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._second = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-second")
 
     async def start(self) -> None:
         """Loads and warms up."""
@@ -50,12 +55,18 @@ class ThreadExecutor:
 
         self._codec = await asyncio.get_running_loop().run_in_executor(self._pool, start)
 
-    async def run(self, call: Call) -> CallResult:
-        """Runs one call in the thread."""
+    async def run(self, call: Call, next_may_begin: Callable[[], None]) -> CallResult:
+        """Runs one call in the threads."""
         if self._codec is None:
             raise RuntimeError("run before start")
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run_call, self._codec, call)
+        loop = asyncio.get_running_loop()
+        if not self._codec.staged:
+            return await loop.run_in_executor(self._pool, run_call, self._codec, call)
+        finish = await loop.run_in_executor(self._pool, begin_call, self._codec, call)
+        next_may_begin()
+        return await loop.run_in_executor(self._second, finish)
 
     async def close(self) -> None:
-        """Waits for the running call: a thread cannot be stopped."""
-        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
+        """Waits for the running calls: a thread cannot be stopped."""
+        for pool in (self._pool, self._second):
+            await asyncio.get_running_loop().run_in_executor(None, pool.shutdown)

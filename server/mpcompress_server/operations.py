@@ -6,7 +6,7 @@ how the result travels back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,6 +46,8 @@ class Plan:
         loaded: the codec that does it.
         sizes: bytes of each part that the client sends.
         result_bytes: most bytes that the result takes.
+        compress: whether tensors come and a unit goes.
+        key: items of equal keys may share a batch.
         work: makes the work of the parts' buffers; raises WireError for bytes that cannot be right.
         answer: makes the answer of what the codec gave.
     """
@@ -53,8 +55,15 @@ class Plan:
     loaded: LoadedCodec
     sizes: list[int]
     result_bytes: int
+    compress: bool
+    key: Hashable
     work: Callable[[list[Array]], Work]
     answer: Callable[[Finished], Answer]
+
+    @property
+    def nbytes(self) -> int:
+        """What comes and what it becomes."""
+        return sum(self.sizes) + self.result_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +126,15 @@ class CompressOperation:
 
         # No codec gives more than its features as they came, but for the few bytes that every item has anyway.
         result_bytes = sum(convert.nbytes(spec) for spec in wanted)
-        return Plan(loaded=loaded, sizes=sizes, result_bytes=result_bytes, work=work, answer=answer)
+        return Plan(
+            loaded=loaded,
+            sizes=sizes,
+            result_bytes=result_bytes,
+            compress=True,
+            key=(self.name, codec.batch_key(specs, params)),
+            work=work,
+            answer=answer,
+        )
 
     def piece(self, kind: str, chunk: pb.TensorChunk) -> Piece:
         """A tensor's bytes."""
@@ -168,7 +185,15 @@ class DecompressOperation:
             arrays = [finished.outcome[spec.name] for spec in outputs]
             return Answer(nbytes=result_bytes, messages=_decompressed(item_id, outputs, arrays, finished.coding_s))
 
-        return Plan(loaded=loaded, sizes=sizes, result_bytes=result_bytes, work=work, answer=answer)
+        return Plan(
+            loaded=loaded,
+            sizes=sizes,
+            result_bytes=result_bytes,
+            compress=False,
+            key=(self.name, codec.batch_key(outputs, None)),
+            work=work,
+            answer=answer,
+        )
 
     def piece(self, kind: str, chunk: Any) -> Piece:
         """The payload's bytes, which come first, or a context tensor's."""

@@ -86,10 +86,12 @@ class Outbox:
             self._wake.clear()
             await self._wake.wait()
 
-    def close(self) -> None:
-        """Drops what is left and whatever still comes."""
+    def close(self) -> int:
+        """Drops what is left and whatever still comes. Returns how many results were left."""
         self._closed = True
+        results = sum(letter.release is not None for letter in self._letters)
         while self._letters:
             letter = self._letters.popleft()
             if letter.release:
                 letter.release()
+        return results

@@ -10,9 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -29,9 +28,11 @@ from mpcompress_server.worker import Hello, Request
 
 _log = structlog.get_logger("mpcompress_server.workers")
 
-# After failed starts in a row: do not burn a core on a codec that cannot start.
+# After failed starts, and crashes without a good call in between: do not burn a core on a codec that cannot run.
 _FIRST_BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 30.0
+# Items that come while a worker may not start yet wait this long rather than fail.
+_PATIENCE_S = 5.0
 
 
 class ProcessExecutor:
@@ -42,12 +43,22 @@ class ProcessExecutor:
         plugins: modules that the worker imports first.
         watchdog_s: a call that takes longer has hung.
         start_timeout_s: loading and warming up may take this long.
+        max_bytes: memory that the worker may take beyond what it has when it is warm; None: no bound.
     """
 
-    def __init__(self, spec: CodecSpec, *, plugins: tuple[str, ...], watchdog_s: float, start_timeout_s: float) -> None:
+    def __init__(
+        self,
+        spec: CodecSpec,
+        *,
+        plugins: tuple[str, ...],
+        watchdog_s: float,
+        start_timeout_s: float,
+        max_bytes: int | None = None,
+    ) -> None:
         self._hello = Hello(
             parent=os.getpid(),
             plugins=plugins,
+            max_bytes=max_bytes,
             spec={"id": spec.id, "family": spec.family, "weights": spec.weights, "options": dict(spec.options)},
         )
         self._watchdog_s = watchdog_s
@@ -57,7 +68,7 @@ class ProcessExecutor:
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
         self._closing = threading.Event()
-        self._failed_starts = 0
+        self._failures = 0
         self._not_before = 0.0
         self.restarts = 0
 
@@ -65,7 +76,7 @@ class ProcessExecutor:
         """Starts the worker. Raises what loading raises there."""
         await asyncio.get_running_loop().run_in_executor(self._pool, self._start)
 
-    async def run(self, call: Call) -> CallResult:
+    async def run(self, call: Call, next_may_begin: Callable[[], None]) -> CallResult:
         """Runs one call; a worker that dies in it gives every item of it a CodecCrashedError."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._run, call)
 
@@ -88,19 +99,26 @@ class ProcessExecutor:
             if self._worker is None:
                 self._start()
             assert self._worker is not None
-            return self._worker.run(call, self._watchdog_s)
+            result = self._worker.run(call, self._watchdog_s)
         except CodecCrashedError as error:
             self._bury(error)
-            return CallResult(outcomes=[error] * len(call), coding_s=0.0)
+            result = CallResult(outcomes=[error] * len(call), coding_s=0.0)
+        else:
+            if any(isinstance(outcome, MemoryError) for outcome in result.outcomes):
+                # What it still holds, or has cut into pieces, nobody knows.
+                self._bury(CodecCrashedError("it was out of memory"))
+            else:
+                self._failures = 0
         finally:
-            if self._worker is None and self._failed_starts == 0:
+            if self._worker is None and self._failures <= 1:
                 with self._lock:
                     if not self._closing.is_set():
                         self._pool.submit(self._restart)
+        return result
 
     def _start(self) -> None:
         wait_s = self._not_before - time.monotonic()
-        if self._closing.is_set() or wait_s > 0:
+        if wait_s > _PATIENCE_S or (wait_s > 0 and self._closing.wait(wait_s)) or self._closing.is_set():
             raise CodecCrashedError("the codec's process could not be started; it will be tried again")
         worker = _Worker(self._hello)
         with self._lock:
@@ -111,29 +129,31 @@ class ProcessExecutor:
             worker.wait_until_ready(self._start_timeout_s)
         except Exception:
             self._bury(None)
-            self._failed_starts += 1
-            backoff_s = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self._failed_starts - 1))
-            self._not_before = time.monotonic() + backoff_s
             raise
-        self._failed_starts = 0
 
     def _restart(self) -> None:
         """Starts a new worker at once: the items of the old one have their answers, the next may come soon."""
         if self._worker is not None or self._closing.is_set():
             return
-        self.restarts += 1
         try:
             self._start()
         except Exception as error:
             _log.error("worker did not start again", codec=self._hello.spec["id"], error=str(error))
 
     def _bury(self, cause: CodecCrashedError | None) -> None:
+        """Ends a worker that failed, if there is one, and says when the next may start: the first time at once."""
         with self._lock:
             worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.close()
-            if cause is not None and not self._closing.is_set():
-                _log.error("worker died", codec=self._hello.spec["id"], pid=worker.pid, error=cause.message)
+        if worker is None:
+            return
+        worker.close()
+        self._failures += 1
+        self.restarts += 1
+        started = cause is not None
+        backoff_s = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self._failures - 1 - started))
+        self._not_before = 0.0 if started and self._failures == 1 else time.monotonic() + backoff_s
+        if cause is not None and not self._closing.is_set():
+            _log.error("worker died", codec=self._hello.spec["id"], pid=worker.pid, error=cause.message)
 
 
 class _Worker:
@@ -172,20 +192,24 @@ class _Worker:
     def run(self, call: Call, timeout_s: float) -> CallResult:
         """Runs one call. Raises CodecCrashedError when the process dies or hangs in it."""
         layout = Layout()
+        flags = layout.place(TensorSpec(name="dropped", dtype="int8", shape=(len(call),)))
         inputs: list[tuple[Ref, Array]] = []
         stripped = _strip(call, layout, inputs)
         outputs: list[dict[str, Ref]] = []
         if not isinstance(call, CompressCall):
             outputs = [{spec.name: layout.place(spec) for spec in specs} for specs in call.outputs]
         self._arena.resize(layout.size)
-        with self._arena.map(layout.size) if layout.size else nullcontext() as memory:
+        with self._arena.map(layout.size) as memory:
             for ref, array in inputs:
                 view(memory, ref)[...] = array
+            call.dropped.mirror(view(memory, flags))
             try:
-                self._connection.send(Request(call=stripped, outputs=outputs, size=layout.size))
+                self._connection.send(Request(call=stripped, flags=flags, outputs=outputs, size=layout.size))
+                result: CallResult = self._receive(timeout_s)
             except OSError as error:
                 raise self._obituary() from error
-            result: CallResult = self._receive(timeout_s)
+            finally:
+                call.dropped.mirror(None)
             for index, refs in enumerate(outputs):
                 if isinstance(result.outcomes[index], dict):
                     result.outcomes[index] = {name: np.array(view(memory, ref)) for name, ref in refs.items()}

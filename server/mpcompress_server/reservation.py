@@ -1,24 +1,28 @@
-"""A byte budget that all streams share: who comes first waits first, and nobody waits without a bound."""
+"""Budgets that streams share: who comes first waits first, and nobody waits without a bound."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Sequence
 
 
 class ByteBudget:
-    """Hands out bytes up to a limit, first come first served.
+    """Hands out bytes, and places for items, up to a limit of each, first come first served.
 
     A large request at the head is not overtaken by small ones behind it, so it cannot starve. Lives in one event loop.
 
     Args:
         limit: bytes that may be reserved at the same time.
+        max_items: items that may have reserved some.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, max_items: int | None = None) -> None:
         self.limit = limit
+        self.max_items = max_items
         self.used = 0
+        self.items = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @property
@@ -27,51 +31,87 @@ class ByteBudget:
         return len(self._waiting)
 
     async def reserve(self, nbytes: int) -> Reservation:
-        """Waits until `nbytes` fit; bound it with asyncio.timeout. The caller has checked nbytes <= limit."""
-        if not self._waiting and self.used + nbytes <= self.limit:
-            self.used += nbytes
-            return Reservation(self, nbytes)
+        """Waits until an item of `nbytes` fits; bound it with asyncio.timeout. The caller checked nbytes <= limit."""
+        await self.take(nbytes)
+        return Reservation([(self, nbytes)])
+
+    async def take(self, nbytes: int) -> None:
+        """As `reserve`, for one who gives back by `give_back`."""
+        if not self._waiting and self._fits(nbytes):
+            self._add(nbytes)
+            return
         place = (nbytes, asyncio.get_running_loop().create_future())
         self._waiting.append(place)
         try:
             await place[1]
         except asyncio.CancelledError:
             if place[1].done() and not place[1].cancelled():
-                self.give_back(nbytes)  # granted in the same turn of the loop in which the wait was given up
+                self.give_back(nbytes, items=1)  # granted in the same turn of the loop in which the wait was given up
             else:
                 with contextlib.suppress(ValueError):
                     self._waiting.remove(place)
                 self._grant()
             raise
-        return Reservation(self, nbytes)
 
-    def give_back(self, nbytes: int) -> None:
-        """Returns bytes; used by Reservation."""
+    def give_back(self, nbytes: int, *, items: int = 0) -> None:
+        """Returns bytes and places."""
         self.used -= nbytes
+        self.items -= items
         self._grant()
 
+    def _fits(self, nbytes: int) -> bool:
+        return self.used + nbytes <= self.limit and (self.max_items is None or self.items < self.max_items)
+
+    def _add(self, nbytes: int) -> None:
+        self.used += nbytes
+        self.items += 1
+
     def _grant(self) -> None:
-        while self._waiting and self.used + self._waiting[0][0] <= self.limit:
+        while self._waiting and self._fits(self._waiting[0][0]):
             nbytes, future = self._waiting.popleft()
             if future.cancelled():
                 continue
-            self.used += nbytes
+            self._add(nbytes)
             future.set_result(None)
 
 
 class Reservation:
-    """Bytes that belong to one item until they are released. Releasing twice is harmless."""
+    """What belongs to one item until it is released. Releasing twice is harmless.
 
-    def __init__(self, budget: ByteBudget, nbytes: int) -> None:
-        self._budget = budget
-        self.nbytes = nbytes
+    Args:
+        shares: budgets, and the bytes of each that the item has.
+    """
+
+    def __init__(self, shares: Sequence[tuple[ByteBudget, int]]) -> None:
+        self._shares = list(shares)
 
     def shrink(self, nbytes: int) -> None:
-        """Keeps only `nbytes`, when that is less."""
-        if nbytes < self.nbytes:
-            surplus, self.nbytes = self.nbytes - nbytes, nbytes
-            self._budget.give_back(surplus)
+        """Keeps only `nbytes` of each budget, where that is less."""
+        for index, (budget, held) in enumerate(self._shares):
+            if nbytes < held:
+                self._shares[index] = (budget, nbytes)
+                budget.give_back(held - nbytes)
 
     def release(self) -> None:
         """Gives everything back."""
-        self.shrink(0)
+        shares, self._shares = self._shares, []
+        for budget, held in shares:
+            budget.give_back(held, items=1)
+
+
+async def reserve_all(budgets: Sequence[ByteBudget], nbytes: int) -> Reservation:
+    """Waits until an item of `nbytes`, or as much as a budget ever has, fits all budgets, one after the other.
+
+    The narrowest comes first: who waits for the last has what it needs of the others, and whoever is before it in the
+    last will give back without asking the others for more. So nobody waits for ever.
+    """
+    shares: list[tuple[ByteBudget, int]] = []
+    try:
+        for budget in budgets:
+            share = min(nbytes, budget.limit)
+            await budget.take(share)
+            shares.append((budget, share))
+    except BaseException:
+        Reservation(shares).release()
+        raise
+    return Reservation(shares)

@@ -29,6 +29,10 @@ class Router:
     def __init__(self, codecs: CodecSet) -> None:
         self.codecs = codecs
 
+    def visible(self) -> list[LoadedCodec]:
+        """The codecs that the caller is told of."""
+        return list(self.codecs)
+
     def for_compress(self, codec_id: str) -> Route:
         """Where to compress with a codec. Raises UnknownCodecError."""
         return LocalRoute(loaded=self.codecs.find(codec_id))

@@ -18,6 +18,8 @@ from mpcompress.errors import CodecMismatchError, CodecUnavailableError
 from mpcompress_proto.tensors import MAX_CHUNK_BYTES
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import messages as convert
+from mpcompress_server.admission import Connections
+from mpcompress_server.counters import Counters
 from mpcompress_server.errors import INTERNAL, ProtocolError, ServerError, StreamError, abort, rule_of
 from mpcompress_server.operations import CompressOperation, DecompressOperation, Operation
 from mpcompress_server.reservation import ByteBudget
@@ -40,10 +42,13 @@ class Servicer:
         router: finds codecs.
         limits: of the server.
         scheduler: runs complete items.
+        counters: told what becomes of items.
     """
 
-    def __init__(self, *, router: Router, limits: Limits, scheduler: Scheduler) -> None:
-        self.budget = ByteBudget(limits.max_inflight_bytes)
+    def __init__(self, *, router: Router, limits: Limits, scheduler: Scheduler, counters: Counters) -> None:
+        self.budget = ByteBudget(limits.max_inflight_bytes, limits.max_inflight_items)
+        self.connections = Connections(limits)
+        self.counters = counters
         self._router = router
         self._limits = limits
         self._scheduler = scheduler
@@ -85,15 +90,20 @@ class Servicer:
         )
 
     async def _serve(self, operation: Operation, context: Context) -> None:
-        request_id = _request_id(context)
-        stream = Stream(
-            operation=operation,
-            limits=self._limits,
-            budget=self.budget,
-            scheduler=self._scheduler,
-            request_id=request_id,
-            background=self._background,
-        )
+        request_id = request_id_of(context)
+        with self.connections.budget(context.peer()) as budget:
+            stream = Stream(
+                operation=operation,
+                limits=self._limits,
+                budgets=(budget, self.budget),
+                scheduler=self._scheduler,
+                counters=self.counters,
+                request_id=request_id,
+                background=self._background,
+            )
+            await self._run(stream, context, request_id)
+
+    async def _run(self, stream: Stream, context: Context, request_id: str) -> None:
         self._streams.add(stream)
         try:
             if self._draining_s is not None:
@@ -113,15 +123,15 @@ class Servicer:
         self, request: pb.ListCodecsRequest | ServerError, context: Context
     ) -> pb.ListCodecsResponse:
         if isinstance(request, ServerError):
-            await abort(context, request, _request_id(context))
+            await abort(context, request, request_id_of(context))
         return pb.ListCodecsResponse(
-            codecs=[convert.codec_info(loaded) for loaded in self._router.codecs],
+            codecs=[convert.codec_info(loaded) for loaded in self._router.visible()],
             limits=convert.limits_message(self._limits),
             server_version=mpcompress.__version__,
         )
 
     async def _get_codec_file(self, request: pb.GetCodecFileRequest | ServerError, context: Context) -> None:
-        request_id = _request_id(context)
+        request_id = request_id_of(context)
         try:
             if isinstance(request, ServerError):
                 raise request
@@ -184,7 +194,7 @@ def _reader(message: type[Any]) -> Callable[[bytes], Any]:
     return read
 
 
-def _request_id(context: Context) -> str:
+def request_id_of(context: Context) -> str:
     """The caller's x-request-id when it is harmless in a log, else a fresh one."""
     for key, value in context.invocation_metadata() or ():
         if key == "x-request-id" and isinstance(value, str) and _REQUEST_ID.fullmatch(value):

@@ -20,9 +20,11 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from mpcompress_server.sections import Auth, Connections, Metrics, Seconds, Section, Tls, is_private, under
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -30,24 +32,24 @@ CODEC_ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 # An item reserves its input and its output, and twice that when its codec runs in a process of its own.
 ROOM_PER_ITEM = 2
 
-Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
-
 
 class SettingsError(ValueError):
     """A configuration that cannot be used; the message is one line and names the key."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
-
-
-class Limits(_Section):
+class Limits(Section):
     """What one server takes before it refuses."""
 
     max_item_bytes: int = Field(default=256 * MIB, ge=1)
     """Bytes of one item's tensors, in or out."""
     max_inflight_bytes: int = Field(default=GIB, ge=1)
     """Bytes reserved by all unfinished items of the server."""
+    max_inflight_items: int = Field(default=16384, ge=1, le=1_000_000)
+    """Unfinished items of the server."""
+    max_inflight_bytes_per_connection: int | None = Field(default=None, ge=1)
+    """Bytes reserved by all unfinished items of one connection; absent: as many as the server has."""
+    max_inflight_items_per_connection: int = Field(default=4096, ge=1, le=1_000_000)
+    """Unfinished items of one connection. All connections over one unix socket count as one."""
     max_items_per_stream: int = Field(default=256, ge=1, le=1_000_000)
     """Unfinished items of one stream; the next one waits like one without memory."""
     max_unread_answers: int = Field(default=16384, ge=1, le=1_000_000)
@@ -66,6 +68,12 @@ class Limits(_Section):
                 f"max_inflight_bytes ({self.max_inflight_bytes}) must be at least {ROOM_PER_ITEM} times max_item_bytes "
                 f"({self.max_item_bytes}): an item reserves its input and its output"
             )
+        own = self.max_inflight_bytes_per_connection
+        if own is not None and own < ROOM_PER_ITEM * self.max_item_bytes:
+            raise ValueError(
+                f"max_inflight_bytes_per_connection ({own}) must be at least {ROOM_PER_ITEM} times max_item_bytes "
+                f"({self.max_item_bytes})"
+            )
         if self.default_timeout_s > self.max_timeout_s:
             raise ValueError(
                 f"default_timeout_s ({self.default_timeout_s}) is above max_timeout_s ({self.max_timeout_s})"
@@ -73,7 +81,7 @@ class Limits(_Section):
         return self
 
 
-class Executors(_Section):
+class Executors(Section):
     """How codecs run."""
 
     numeric_threads: int = Field(default=0, ge=0, le=1024)
@@ -84,7 +92,7 @@ class Executors(_Section):
     """How long a worker process may take to load and warm up its codec."""
 
 
-class CodecEntry(_Section):
+class CodecEntry(Section):
     """One codec to serve: a shipped one by its id, or a family with its weights."""
 
     id: str = Field(pattern=CODEC_ID)
@@ -94,16 +102,28 @@ class CodecEntry(_Section):
     isolation: Literal["thread", "process"] = "thread"
     """Where it runs: a thread of the server, or a supervised process that may crash alone."""
     instances: int = Field(default=1, ge=1, le=256)
-    """Copies that work at the same time."""
+    """Copies that work at the same time, on each device."""
+    devices: tuple[str, ...] = Field(default=(), max_length=64)
+    """Devices to run on ("cuda:0", "cuda:1"), for codecs with the option `device`; none: what their options say."""
+    max_batch: int = Field(default=8, ge=1, le=4096)
+    """Most items of one codec call."""
+    max_delay_ms: float = Field(default=0.0, ge=0, le=60_000, allow_inf_nan=False)
+    """How long an item may wait for others to share its call; 0: no longer than the codec is busy anyway."""
+    max_worker_bytes: int | None = Field(default=None, ge=64 * MIB)
+    """Memory that a worker process may take beyond what it has once it is warm; with isolation = "process" only."""
 
     @model_validator(mode="after")
     def _complete(self) -> CodecEntry:
         if self.family is None and self.weights is not None:
             raise ValueError("weights without a family: say which family reads them")
+        if self.max_worker_bytes is not None and self.isolation != "process":
+            raise ValueError('max_worker_bytes needs isolation = "process"')
+        if len(set(self.devices)) != len(self.devices):
+            raise ValueError("a device is there twice; use instances")
         return self
 
 
-class Settings(_Section):
+class Settings(Section):
     """Everything the server can be told. Codecs absent: all shipped ones."""
 
     listen: str = "127.0.0.1:50051"
@@ -116,6 +136,10 @@ class Settings(_Section):
     """Python modules to import at start; they register codec families."""
     limits: Limits = Limits()
     executors: Executors = Executors()
+    tls: Tls = Tls()
+    auth: Auth = Auth()
+    connections: Connections = Connections()
+    metrics: Metrics = Metrics()
     codecs: tuple[CodecEntry, ...] | None = None
 
     @field_validator("listen")
@@ -136,6 +160,16 @@ class Settings(_Section):
             if ids.count(codec_id) > 1:
                 raise ValueError(f"codec id {codec_id!r} is there twice")
         return value
+
+    @model_validator(mode="after")
+    def _tokens_stay_secret(self) -> Settings:
+        reachable = not self.tls.enabled and not is_private(self.listen)
+        if self.auth.tokens is not None and reachable and not self.auth.allow_plaintext:
+            raise ValueError(
+                f"auth.tokens: they would travel unencrypted to {self.listen}; give tls.cert and tls.key, or set "
+                "auth.allow_plaintext = true behind a proxy that does TLS"
+            )
+        return self
 
 
 def load_settings(path: Path | None, **overrides: Any) -> Settings:
@@ -171,11 +205,13 @@ def _one_line(error: ValidationError) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     text = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
     more = f" (and {len(others)} more)" if others else ""
-    return f"{key or 'settings'}: {text}{more}"
+    return f"{key}: {text}{more}" if key else f"{text}{more}"
 
 
 def _relative_to(settings: Settings, folder: Path) -> Settings:
-    """Weights named in a file are relative to that file, wherever the server is started."""
+    """Paths in a file are relative to that file, wherever the server is started."""
+    tls, auth = under(folder, settings.tls, "cert", "key", "client_ca"), under(folder, settings.auth, "tokens")
+    settings = settings.model_copy(update={"tls": tls, "auth": auth})
     if settings.codecs is None:
         return settings
     entries = tuple(

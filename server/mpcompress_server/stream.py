@@ -11,6 +11,8 @@ given back when its answer is written, or, when it failed inside a codec call, w
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -21,6 +23,8 @@ from mpcompress_proto.tensors import MAX_CHUNK_BYTES, Receiver
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import messages as convert
 from mpcompress_server.active_items import ActiveItems
+from mpcompress_server.admission import Admission
+from mpcompress_server.counters import Counters
 from mpcompress_server.errors import (
     DrainedError,
     IncompleteItemError,
@@ -48,8 +52,9 @@ class Stream:
     Args:
         operation: which of the two.
         limits: of the server.
-        budget: memory that all streams share.
+        budgets: of its connection and of the server.
         scheduler: runs complete items.
+        counters: of the server.
         request_id: for the log and the errors.
         background: holds tasks that may outlive the call.
     """
@@ -59,8 +64,9 @@ class Stream:
         *,
         operation: Operation,
         limits: Limits,
-        budget: ByteBudget,
+        budgets: Sequence[ByteBudget],
         scheduler: Scheduler,
+        counters: Counters,
         request_id: str,
         background: set[asyncio.Task[None]],
     ) -> None:
@@ -70,15 +76,19 @@ class Stream:
         self._outbox = Outbox(limits.max_unread_answers)
         self._items = ActiveItems(
             operation=operation,
-            limits=limits,
-            budget=budget,
+            admission=Admission(limits=limits, budgets=budgets, scheduler=scheduler, stream=self),
             scheduler=scheduler,
+            stream=self,
+            counters=counters,
             outbox=self._outbox,
             request_id=request_id,
             background=background,
             on_overflow=self._fail_stream,
         )
-        self._current: Item | None = None
+        self._counters = counters
+        # By id: a stream that idles must not hold its last item, and with it a codec that is to be closed.
+        self._current: int | None = None
+        self._call_deadline = math.inf
         self._ended = False
         self._draining = False
         self._failure: StreamError | None = None
@@ -89,6 +99,9 @@ class Stream:
 
     async def run(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """Serves the call until both sides have ended. Raises StreamError for what ends it early."""
+        remaining_s = context.time_remaining()
+        if remaining_s is not None:
+            self._call_deadline = self._clock() + remaining_s
         reader = asyncio.create_task(self._read(context))
         writer = asyncio.create_task(self._outbox.write(context.write, self._done))
         try:
@@ -132,15 +145,15 @@ class Stream:
 
     def _close(self) -> None:
         """Nobody reads any more: gives up every item."""
-        self._outbox.close()
-        self._items.forget_all()
+        self._counters.cancelled["call", "writing"] += self._outbox.close()
+        self._items.forget_all("call")
 
     def _fail_stream(self, error: StreamError) -> None:
         """Ends the call once the answers that are there are written; drops whatever still comes."""
         if self._failure is None:
             self._log.info("stream failed", reason=rule_of(error).reason, error=error.message)
             self._failure = error
-            self._items.forget_all()
+            self._items.forget_all("stream")
             self._outbox.nudge()
 
     # ------------------------------------------------------------------------------------------------- reading
@@ -193,7 +206,7 @@ class Stream:
                 deadline=now + timeout_s,
                 want_progress=header.want_progress,
             )
-            await self._items.admit(item)
+            await self._items.admit(item, self._call_deadline)
         except StreamError:
             raise
         except Exception as error:
@@ -206,13 +219,13 @@ class Stream:
         except WireError as error:
             self._items.fail(item, error)
             return
-        self._current = item
+        self._current = item.id
         self._items.start_if_complete(item)
 
     def _take_chunk(self, kind: str, chunk: Any) -> None:
         piece = self._operation.piece(kind, chunk)
-        item = self._current
-        if item is None or item.id != piece.item_id or item.receiver is None:
+        item = self._items.get(piece.item_id) if piece.item_id == self._current else None
+        if item is None or item.receiver is None:
             if piece.item_id in self._items.late:
                 return
             raise ProtocolError(
@@ -228,6 +241,7 @@ class Stream:
         self._items.start_if_complete(item)
 
     def _give_up_current(self, why: str) -> None:
-        item, self._current = self._current, None
+        item = self._items.get(self._current) if self._current is not None else None
+        self._current = None
         if item is not None and item.receiver is not None:
             self._items.fail(item, IncompleteItemError(why, field="chunk"))

@@ -6,13 +6,16 @@ memory, and dies with its parent. Started by `process_executor`; nobody else tal
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 import traceback
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from mpcompress import registry
@@ -21,6 +24,7 @@ from mpcompress.errors import MpcompressError
 from mpcompress_server.arena import Arena, Ref, view
 from mpcompress_server.calls import Call, CallResult, CompressCall, Outcome, run_call
 from mpcompress_server.codecs import import_plugins
+from mpcompress_server.dropping import Dropped, DroppedError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -31,14 +35,23 @@ class Hello:
 
     parent: int
     plugins: tuple[str, ...]
+    max_bytes: int | None
     spec: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One call: arrays are refs into the arena of `size` bytes; `outputs` are where decompressed tensors go."""
+    """One call: arrays are refs into the arena of `size` bytes.
+
+    Args:
+        call: with refs in the place of arrays.
+        flags: which items are dropped meanwhile.
+        outputs: where decompressed tensors go.
+        size: of the arena.
+    """
 
     call: Call
+    flags: Ref
     outputs: list[dict[str, Ref]]
     size: int
 
@@ -53,10 +66,12 @@ def main() -> None:
     try:
         hello: Hello = connection.recv()
         _die_with(hello.parent)
+        _volunteer()
         try:
             import_plugins(hello.plugins)
             codec = registry.load(registry.CodecSpec(**hello.spec))
             codec.warm_up()
+            _limit_memory(hello.max_bytes)
         except Exception as error:
             connection.send(_portable(error))
             return
@@ -69,8 +84,9 @@ def main() -> None:
 
 
 def _serve(codec: FeatureCodec, arena: Arena, request: Request) -> CallResult:
-    memory = arena.map(request.size) if request.size else b""
-    result = run_call(codec, _with_arrays(request.call, memory))
+    memory = arena.map(request.size)
+    dropped = Dropped(len(request.call), view(memory, request.flags))
+    result = run_call(codec, _with_arrays(request.call, memory, dropped))
     outcomes: list[Outcome] = []
     for index, outcome in enumerate(result.outcomes):
         if isinstance(outcome, Exception):
@@ -84,11 +100,12 @@ def _serve(codec: FeatureCodec, arena: Arena, request: Request) -> CallResult:
     return replace(result, outcomes=outcomes)
 
 
-def _with_arrays(call: Any, memory: Any) -> Any:
-    """Replaces refs by arrays."""
+def _with_arrays(call: Any, memory: Any, dropped: Dropped) -> Any:
+    """Replaces refs by arrays, and flags that nobody sets by those that the server sets."""
     if isinstance(call, CompressCall):
-        return replace(call, inputs=[_views(item, memory) for item in call.inputs])
-    return replace(call, units=[replace(unit, context=_views(unit.context, memory)) for unit in call.units])
+        return replace(call, inputs=[_views(item, memory) for item in call.inputs], dropped=dropped)
+    units = [replace(unit, context=_views(unit.context, memory)) for unit in call.units]
+    return replace(call, units=units, dropped=dropped)
 
 
 def _views(refs: Any, memory: Any) -> Any:
@@ -97,9 +114,30 @@ def _views(refs: Any, memory: Any) -> Any:
 
 def _portable(error: Exception) -> Exception:
     """An exception that the server can unpickle, whatever it was."""
-    if isinstance(error, (MpcompressError, MemoryError, ImportError)):
+    if isinstance(error, MemoryError):
+        return MemoryError()  # numpy's own kind may not come out of a pickle
+    if isinstance(error, (MpcompressError, DroppedError, ImportError)):
         return error.with_traceback(None)
     return WorkerBugError("".join(traceback.format_exception(error)))
+
+
+def _limit_memory(max_bytes: int | None) -> None:
+    """Bounds private memory from now on: what is beyond is a MemoryError here, or the end of this process alone.
+
+    Shared memory, files and reserved addresses do not count, as they do not with the limit on address space.
+    """
+    if max_bytes is not None and sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        now_kib = next(int(line.split()[1]) for line in status if line.startswith("VmData:"))
+        limit = now_kib * 1024 + max_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _volunteer() -> None:
+    """When the machine is out of memory, the kernel shall end this process rather than the server."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
 def _die_with(parent: int) -> None:

@@ -10,11 +10,12 @@ from mpc_test_codecs import BytesCodec
 from mpcompress.codec import CodingParams
 from mpcompress.errors import InvalidInputError
 from mpcompress.registry import CodecSpec
+from mpcompress_server.batching import BatchScheduler
 from mpcompress_server.calls import CallResult, CompressCall, DecompressCall, run_call
 from mpcompress_server.codecs import LoadedCodec
 from mpcompress_server.errors import ItemCancelledError, ServerDrainingError
 from mpcompress_server.reservation import ByteBudget
-from mpcompress_server.scheduler import CompressWork, FifoScheduler, Job
+from mpcompress_server.scheduler import CompressWork, Job
 from mpcompress_server.settings import CodecEntry
 
 
@@ -31,7 +32,7 @@ class Recorder:
     async def close(self) -> None:
         return None
 
-    async def run(self, call: CompressCall | DecompressCall) -> CallResult:
+    async def run(self, call: CompressCall | DecompressCall, next_may_begin: object) -> CallResult:
         assert isinstance(call, CompressCall)
         (name,) = call.inputs[0]
         self.seen.append(name)
@@ -56,7 +57,7 @@ async def _error(job: Job) -> str:
 @pytest.fixture
 async def line():
     executor = Recorder()
-    scheduler = FifoScheduler({"codec": [executor]})
+    scheduler = BatchScheduler({"codec": [executor]})
     await scheduler.start()
     yield executor, scheduler
     for _ in range(9):
@@ -115,7 +116,7 @@ def test_one_bad_item_does_not_spoil_its_batch():
 
     codec = BytesCodec(CodecSpec(id="store", family="test_bytes"))
     good, bad = np.ones((2, 2), np.float32), np.full((2, 2), np.nan, np.float32)
-    result = run_call(codec, CompressCall(inputs=[{"h": good}, {"h": bad}, {"h": good}], params=CodingParams()))
+    result = run_call(codec, CompressCall(inputs=[{"h": good}, {"h": bad}, {"h": good}], params=[CodingParams()] * 3))
     assert [isinstance(outcome, Exception) for outcome in result.outcomes] == [False, True, False]
 
 
