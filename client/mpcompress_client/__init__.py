@@ -11,7 +11,7 @@
 
 from mpcompress_client.async_client import AsyncCompressionClient
 from mpcompress_client.client import CompressionClient
-from mpcompress_client.endpoint import TlsConfig
+from mpcompress_client.credentials import TlsConfig
 from mpcompress_client.errors import (
     AccessDeniedError,
     CancelledError,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from typing import Any, Literal, overload
 
 from mpcompress_client.async_connection import AsyncConnection
-from mpcompress_client.async_pipeline import AsyncMany, AsyncPipeline
+from mpcompress_client.async_pipeline import AsyncPipeline
 from mpcompress_client.calls import (
     DEFAULT_LOOK_AHEAD,
     DEFAULT_LOOK_AHEAD_BYTES,
@@ -18,6 +18,7 @@ from mpcompress_client.calls import (
 from mpcompress_client.client import Errors
 from mpcompress_client.errors import MPCompressError
 from mpcompress_client.items import Decoded, Item, ResultT
+from mpcompress_client.many import AsyncMany
 from mpcompress_client.progress import ProgressCallback, check_callback
 from mpcompress_proto.coded_unit import CodedUnit
 

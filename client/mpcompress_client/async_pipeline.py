@@ -9,14 +9,15 @@ Pulling has a task of its own: a stream that ends must not cancel the user's gen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Generic
 
 import grpc
 
-from mpcompress_client.errors import CancelledError, InvalidRequestError, MPCompressError, ServerError
+from mpcompress_client.errors import CancelledError, MPCompressError, ServerError
 from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
-from mpcompress_client.ledger import Ledger, Slot
+from mpcompress_client.ledger import Ledger
+from mpcompress_client.slot import Slot
 from mpcompress_client.source import InputT, Source
 from mpcompress_client.status import error_of_rpc
 
@@ -192,12 +193,12 @@ class AsyncPipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
                 raise
             error = CancelledError(f"the call to {self._target} was cancelled")
         finally:
-            self._stream = None
+            early, self._stream = self._stream is stream, None
             sender.cancel()
             call.cancel()
             await asyncio.gather(sender, return_exceptions=True)
         # Ended by this side: what it was given up for has its error already.
-        delay_s = self._ledger.stream_ended(None if self._given_up else error)
+        delay_s = self._ledger.stream_ended(None if self._given_up else error, early=early)
         self._bell.ring()
         return delay_s
 
@@ -245,42 +246,6 @@ class AsyncPipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
                 return None
             await self._bell.wait(self._ledger.next_due_s())
         return None
-
-
-class AsyncMany(AsyncIterator[ResultT]):
-    """Results of many items, in their order, each as soon as it is there. Nothing is pulled before one is asked for.
-
-    Closing it cancels what is not answered; so does dropping it, when the event loop comes to it.
-    """
-
-    def __init__(self, start: Callable[[bool], AsyncGenerator[tuple[int, ResultT], None]]) -> None:
-        self._start = start
-        self._results: AsyncGenerator[tuple[int, ResultT], None] | None = None
-
-    def __aiter__(self) -> AsyncMany[ResultT]:
-        return self
-
-    async def __anext__(self) -> ResultT:
-        if self._results is None:
-            self._results = self._start(True)
-        return (await anext(self._results))[1]
-
-    def as_completed(self) -> AsyncGenerator[tuple[int, ResultT], None]:
-        """Instead of the results in order: pairs of an item's index, from 0, and its result, as they finish.
-
-        Raises:
-            InvalidRequestError: results have been taken already.
-        """
-        if self._results is not None:
-            raise InvalidRequestError("as_completed comes instead of iterating, not after it")
-        self._results = self._start(False)
-        return self._results
-
-    async def aclose(self) -> None:
-        """Cancels what is not answered, and waits until nothing of it is left."""
-        if self._results is None:
-            self._results = self._start(True)
-        await self._results.aclose()
 
 
 def _puller(inputs: Iterable[InputT] | AsyncIterable[InputT]) -> Callable[[], Awaitable[list[InputT]]]:

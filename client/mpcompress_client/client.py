@@ -16,7 +16,7 @@ from mpcompress_client.calls import (
 from mpcompress_client.connection import Connection
 from mpcompress_client.errors import MPCompressError
 from mpcompress_client.items import Decoded, Item, RequestT, ResponseT, ResultT
-from mpcompress_client.pipeline import Many
+from mpcompress_client.many import Many
 from mpcompress_client.progress import ProgressCallback, check_callback
 from mpcompress_client.source import InputT, Source
 from mpcompress_proto.coded_unit import CodedUnit

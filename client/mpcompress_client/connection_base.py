@@ -10,7 +10,7 @@ import grpc
 
 from mpcompress_client import endpoint, infos
 from mpcompress_client.calls import CompressOptions
-from mpcompress_client.endpoint import TlsConfig
+from mpcompress_client.credentials import TlsConfig
 from mpcompress_client.errors import InvalidRequestError
 from mpcompress_client.items import check_timeout
 from mpcompress_client.ledger import Ledger

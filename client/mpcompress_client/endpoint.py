@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import grpc
 
 from mpcompress_client.calls import DEFAULT_TIMEOUT_S
+from mpcompress_client.credentials import TlsConfig, Token
 from mpcompress_client.errors import InvalidRequestError
 from mpcompress_client.items import check_timeout
 from mpcompress_client.retry import RetryPolicy, service_config
@@ -32,10 +30,6 @@ from mpcompress_client.retry import RetryPolicy, service_config
 DEFAULT_TARGET = "127.0.0.1:50051"
 _PREFIX = "MPCOMPRESS_"
 _SYSTEM = "system"
-_MAX_TOKEN = 16384
-_MAX_PATH = 1024
-_PEM_START = "-----BEGIN "
-_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 _CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A peer that vanished without a word is noticed while a call waits; every server of ours takes a ping each 10 s.
@@ -47,73 +41,6 @@ _CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A codec list and chunks of 1 MiB are all that comes.
     ("grpc.max_receive_message_length", 8 << 20),
 )
-
-Pem = str | PathLike[str] | bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class TlsConfig:
-    """TLS towards a server; with `cert` and `key` mutual TLS.
-
-    Args:
-        ca: authorities to trust: a PEM file, or its bytes. None: those of the system.
-        cert: this client's certificate chain, likewise.
-        key: its private key, likewise; never shown.
-        server_name: the name in the server's certificate, when it is not the host of the target.
-
-    Raises:
-        InvalidRequestError: a certificate without a key, or a key without a certificate.
-    """
-
-    ca: Pem | None = field(default=None, repr=False)
-    cert: Pem | None = field(default=None, repr=False)
-    key: Pem | None = field(default=None, repr=False)
-    server_name: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.cert is None) != (self.key is None):
-            raise InvalidRequestError("mutual TLS needs both cert and key", field="tls")
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises InvalidRequestError for one that cannot be read or holds no PEM."""
-        return grpc.ssl_channel_credentials(
-            root_certificates=_pem(self.ca, "tls.ca"),
-            private_key=_pem(self.key, "tls.key"),
-            certificate_chain=_pem(self.cert, "tls.cert"),
-        )
-
-
-class Token:
-    """A bearer token, or a file with one that is read again when it changes. Never shown."""
-
-    def __init__(self, token: str | None, path: str | PathLike[str] | None) -> None:
-        self._path = None if path is None else Path(path)
-        self._seen: tuple[int, int, int] | None = None
-        self._lock = threading.Lock()
-        self._value = "" if token is None else _checked(token, "token")
-        self.metadata()
-
-    def __repr__(self) -> str:
-        return f"Token({'...' if self._path is None else str(self._path)})"
-
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What a call carries. Raises InvalidRequestError when the file is gone or holds no token."""
-        if self._path is not None:
-            with self._lock:
-                self._refresh(self._path)
-        return (("authorization", f"Bearer {self._value}"),)
-
-    def _refresh(self, path: Path) -> None:
-        try:
-            stat = path.stat()
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if seen == self._seen:
-                return
-            text = path.read_text("utf-8") if stat.st_size <= _MAX_TOKEN else ""
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise InvalidRequestError(f"cannot read the token file {path}: {reason}", field="token_file") from None
-        self._value, self._seen = _checked(text.strip(), f"the token file {path}"), seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,32 +209,3 @@ def _token(token: str | None, token_file: str | PathLike[str] | None, env: Mappi
     if token is None and token_file is None:
         token_file = env.get("TOKEN_FILE")
     return None if token is None and token_file is None else Token(token, token_file)
-
-
-def _checked(token: Any, what: str) -> str:
-    """A token that can travel; it is never repeated in a message."""
-    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise InvalidRequestError(
-            f"{what} is empty, too long, or holds spaces or characters beyond ASCII", field="token"
-        )
-    return token
-
-
-def _pem(source: Pem | None, name: str) -> bytes | None:
-    if source is None:
-        return None
-    if isinstance(source, str) and _PEM_START in source:
-        source = source.encode()
-    if isinstance(source, bytes):
-        data, where = source, "its bytes"
-    else:
-        # What is no path may be a key: it is not repeated.
-        where = repr(str(source)) if len(str(source)) <= _MAX_PATH and "\n" not in str(source) else "what was passed"
-        try:
-            data = Path(source).read_bytes()
-        except (OSError, TypeError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no path"
-            raise InvalidRequestError(f"cannot read {name}, {where}: {reason}", field=name) from None
-    if _PEM_START.encode() not in data:
-        raise InvalidRequestError(f"{name}: {where} hold no PEM", field=name)
-    return data

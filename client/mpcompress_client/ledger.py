@@ -15,37 +15,19 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Generic
 
-from mpcompress_client.errors import CancelledError, DeadlineError, MPCompressError, ServerError, ServerUnavailableError
+from mpcompress_client.errors import DeadlineError, MPCompressError, ServerError, ServerUnavailableError
 from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
 from mpcompress_client.progress import Progress, ProgressCallback, Stage, progress_of
 from mpcompress_client.retry import Breaks, Contact, RetryPolicy, may_succeed_later
+from mpcompress_client.slot import Slot
 
 # How much longer than an item's own time limit the client waits: the server's answer says more than a local timeout.
 GRACE_S = 10.0
 
 _DRAINING = "SERVER_DRAINING"
-
-
-@dataclass(eq=False)
-class Slot(Generic[RequestT, ResponseT, ResultT]):
-    """One item's place. `index` counts from 0 in the order of the source; `item_id` is one more."""
-
-    index: int
-    item: Item[RequestT, ResponseT, ResultT] | None
-    nbytes: int
-    outcome: ResultT | MPCompressError | None = None
-    error: MPCompressError | None = None
-    attempts: int = 0
-    deadline: float | None = None
-    due: float = 0.0
-
-    @property
-    def item_id(self) -> int:
-        """What the stream calls it."""
-        return self.index + 1
 
 
 class Ledger(Generic[RequestT, ResponseT, ResultT]):
@@ -91,7 +73,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         self._under_way: dict[int, Slot[RequestT, ResponseT, ResultT]] = {}
         self._responded = False
         self._stray_error: MPCompressError | None = None
-        self._aborted: MPCompressError | None = None
+        self._aborted = False
         self._events: deque[Progress] = deque()
         self.pulling = False
         self.exhausted = False
@@ -106,6 +88,8 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
 
     def admit(self, item: Item[RequestT, ResponseT, ResultT] | MPCompressError) -> None:
         """Gives an item that was pulled its slot; an error in its place is its result."""
+        if self._aborted:
+            return
         slot: Slot[RequestT, ResponseT, ResultT]
         failed: MPCompressError | None
         if isinstance(item, MPCompressError):
@@ -113,7 +97,6 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         else:
             slot, failed = Slot(index=self._admitted, item=item, nbytes=item.nbytes), self._stray_error
             self._stray_error = None
-        failed = failed or self._aborted
         self._admitted += 1
         self._held += 1
         self._held_bytes += slot.nbytes
@@ -130,10 +113,13 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         self.crash = self.crash or crash
 
     def abort(self, crash: BaseException) -> None:
-        """Ends everything at once; what is not answered never will be."""
-        # An item that is being pulled at this moment has no way to go either.
-        self._aborted = CancelledError("the call was given up")
-        self._fail(self._aborted, unsent=True)
+        """Ends everything at once: only results that are there are still handed out, up to the first gap."""
+        self._aborted = True
+        self._under_way.clear()
+        self._to_send.clear()
+        if self._ordered:
+            self._order = deque(takewhile(lambda slot: slot.outcome is not None, self._order))
+        self._held = len(self._order) + len(self._answered)
         self.end(crash)
 
     # -------------------------------------------------------------------------------------------------- sending
@@ -255,9 +241,14 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         """The server said that it stops: a server is there, but no item moved."""
         self._breaks.contact.made = True
 
-    def stream_ended(self, error: MPCompressError | None) -> float:
-        """Sends again, or fails, what a stream has not answered. Returns the pause before the next, seconds."""
-        if error is None and self._under_way:
+    def stream_ended(self, error: MPCompressError | None, *, early: bool = False) -> float:
+        """Sends again, or fails, what a stream has not answered. Returns the pause before the next, seconds.
+
+        Args:
+            error: why it ended; None: properly, or because it was given up.
+            early: it ended while it still took items.
+        """
+        if error is None and (self._under_way or (early and not self._responded and not self.all_sent)):
             error = ServerError(f"{self._target} ended the stream without answering all items")
         if error is None:
             return 0.0

@@ -15,9 +15,10 @@ from typing import Any, Generic
 
 import grpc
 
-from mpcompress_client.errors import InvalidRequestError, MPCompressError, ServerError
+from mpcompress_client.errors import MPCompressError, ServerError
 from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
-from mpcompress_client.ledger import Ledger, Slot
+from mpcompress_client.ledger import Ledger
+from mpcompress_client.slot import Slot
 from mpcompress_client.source import InputT, Source
 from mpcompress_client.status import error_of_rpc
 
@@ -149,9 +150,9 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         finally:
             self._call.cancel()
         with self._changed:
-            self._stream = None
+            early, self._stream = self._stream is stream, None
             # Ended by this side: what it was given up for has its error already.
-            delay_s = self._ledger.stream_ended(None if self._given_up else error)
+            delay_s = self._ledger.stream_ended(None if self._given_up else error, early=early)
             self._changed.notify_all()
         return delay_s
 
@@ -232,42 +233,6 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
             return self._prepare(value, self._ledger.admitted)
         except MPCompressError as error:
             return error
-
-
-class Many(Iterator[ResultT]):
-    """Results of many items, in their order, each as soon as it is there. Nothing is pulled before one is asked for.
-
-    Closing or dropping it cancels what is not answered.
-    """
-
-    def __init__(self, start: Callable[[bool], Generator[tuple[int, ResultT], None, None]]) -> None:
-        self._start = start
-        self._results: Generator[tuple[int, ResultT], None, None] | None = None
-
-    def __iter__(self) -> Many[ResultT]:
-        return self
-
-    def __next__(self) -> ResultT:
-        if self._results is None:
-            self._results = self._start(True)
-        return next(self._results)[1]
-
-    def as_completed(self) -> Generator[tuple[int, ResultT], None, None]:
-        """Instead of the results in order: pairs of an item's index, from 0, and its result, as they finish.
-
-        Raises:
-            InvalidRequestError: results have been taken already.
-        """
-        if self._results is not None:
-            raise InvalidRequestError("as_completed comes instead of iterating, not after it")
-        self._results = self._start(False)
-        return self._results
-
-    def close(self) -> None:
-        """Cancels what is not answered."""
-        if self._results is None:
-            self._results = self._start(True)
-        self._results.close()
 
 
 def run(

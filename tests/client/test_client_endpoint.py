@@ -191,20 +191,18 @@ def test_a_server_name_of_its_own(secure, files):
 # ------------------------------------------------------------------------------------------------------ arguments
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["localhost:1", "127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "unix:/tmp/x", "unix:///x", "dns:///localhost:1"]
-    + ["ipv4:127.0.0.1:1", "ipv6:[::1]:1", "LOCALHOST:1", "localhost"],
-)
+HERE = "localhost:1 127.0.0.1:1 127.8.8.8:1 [::1]:1 unix:/tmp/x unix:///x dns:///localhost:1 ipv4:127.0.0.1:1 "
+HERE += "ipv6:[::1]:1 LOCALHOST:1 localhost"
+ELSEWHERE = "example.org:1 10.0.0.1:1 localhost.example.org:1 127.0.0.1.nip.io:1 [2001:db8::1]:1 0.0.0.0:1 dns:///x:1 "
+ELSEWHERE += "dns://8.8.8.8/localhost:1 ipv4:127.0.0.1:1,10.0.0.1:1 xds:///localhost vsock:1:1"
+
+
+@pytest.mark.parametrize("target", HERE.split())
 def test_loopback(target):
     assert is_loopback(target)
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["example.org:1", "10.0.0.1:1", "localhost.example.org:1", "127.0.0.1.nip.io:1", "[2001:db8::1]:1", "0.0.0.0:1"]
-    + ["dns://8.8.8.8/localhost:1", "ipv4:127.0.0.1:1,10.0.0.1:1", "xds:///localhost", "vsock:1:1", "dns:///x:1"],
-)
+@pytest.mark.parametrize("target", ELSEWHERE.split())
 def test_no_loopback(target):
     assert not is_loopback(target)
     with pytest.raises(InvalidRequestError, match=r"not sent to .* in plain text: use TLS"):
