@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -202,6 +203,16 @@ def measure(name: str, tensors: list[np.ndarray], edge: EdgeCodec, qp: float, mb
     return rows
 
 
+def cpu_seconds(job: Callable[[], Any]) -> float:
+    """CPU seconds of a job on one thread, median of five."""
+    found = []
+    for _ in range(5):
+        before = time.process_time()
+        job()
+        found.append(time.process_time() - before)
+    return float(np.median(found))
+
+
 def show(row: dict[str, Any]) -> None:
     """One line of the table."""
     shape = "x".join(map(str, row["shape"]))
@@ -226,10 +237,13 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             points = [(r["mbit_per_s"], r["seconds"]) for r in rows if r["features"] == kind and r["way"] == way]
             panel.loglog(*zip(*points, strict=True), marker=marker, label=way)
         shape = next("x".join(map(str, r["shape"])) for r in rows if r["features"] == kind)
-        panel.set(title=f"{kind} {shape}", xlabel="link, Mbit/s", ylabel="seconds")
+        panel.set(title=f"{kind} {shape}", xlabel="link, Mbit/s", ylabel="seconds to be there")
         links = sorted({r["mbit_per_s"] for r in rows})
         panel.set_xticks(links, [f"{x:g}" for x in links], minor=False)
         panel.minorticks_off()
+        seconds = [r["seconds"] for r in rows if r["features"] == kind]
+        ticks = [x for x in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if min(seconds) / 1.5 <= x <= max(seconds) * 1.5]
+        panel.set_yticks(ticks, [f"{x:g}" for x in ticks])
         panel.grid(alpha=0.3)
     panels[0][0].legend()
     figure.savefig(path, dpi=80)
@@ -266,9 +280,12 @@ def main() -> None:
                 kinds.append(("synthetic", sample[:2], edge, args.n_synthetic))
             quality = {}
             for kind, tensors, edge, _ in kinds:
-                unit = edge.compress(tensors[0], qp=args.qp)
+                h = tensors[0]
+                unit = edge.compress(h, qp=args.qp)
                 quality[kind] = {"codec": edge.info.id, "codec_file_bytes": edge.info.codec_file_bytes, "qp": args.qp}
-                quality[kind] |= {"bpfp": unit.bpfp, "nmse": nmse(tensors[0], edge.decompress(unit))}
+                quality[kind] |= {"bpfp": unit.bpfp, "nmse": nmse(h, edge.decompress(unit))}
+                quality[kind]["compress_cpu_s"] = cpu_seconds(functools.partial(edge.compress, h, qp=args.qp))
+                quality[kind]["decompress_cpu_s"] = cpu_seconds(functools.partial(edge.decompress, unit))
             print(json.dumps(quality))
             print("| features | Mbit/s | way | n | bytes up | bytes down | ms | device CPU ms |\n" + "|---" * 8 + "|")
             rows = [

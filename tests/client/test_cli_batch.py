@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +146,28 @@ def test_no_server_ends_a_batch_at_once(mpcompress):
     assert (code, out, err.count("\n")) == (1, "", 1)
 
 
+def test_an_interrupted_batch_goes_on_where_it_ended(mpcompress, server, final):
+    Path("many").mkdir()
+    for number in range(200):
+        np.save(f"many/{number:03}.npy", final[number % 4])
+    command = [sys.executable, "-c", "from mpcompress_client.cli import main; main()"]
+    command += ["compress", "many", "-o", "units", *CODEC, "--target", server]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(Path().glob("units/*.mpc")):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    done = len(list(Path("units").glob("*.mpc")))
+    if process.returncode == 130:  # else the machine did all 200 before the signal came
+        assert (out, err.strip()) == ("", "mpcompress: interrupted")
+        assert 0 < done < 200
+    assert [path.name for path in Path("units").iterdir() if path.suffix != ".mpc"] == []
+    code, out, _ = mpcompress("compress", "many", "-o", "units", *CODEC, "--resume", "--json")
+    facts = json.loads(out)
+    assert (code, facts["done"], facts["skipped"]) == (0, 200 - done, done)
+
+
 @pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
 def test_pipes(server, client, final, tmp_path, suffix):
     from mpcompress_client.cli.files import file_bytes
@@ -185,6 +209,16 @@ def test_pt_files(mpcompress, client, final):
     torch.save(h.detach().to(torch.bfloat16), "bf16.pt")
     assert mpcompress("compress", "bf16.pt", "-o", "x.mpc", *CODEC)[0] == 0
     assert client.decompress("x.mpc").dtype.name == "bfloat16"
+
+
+@needs_torch
+def test_calibrating_on_pt_files(mpcompress, final):
+    import torch
+
+    torch.save({"h": torch.from_numpy(np.tile(final[:, :65, :32], (4, 1, 1)).astype(np.float32))}, "h.pt")
+    code, out, err = mpcompress("calibrate", "h.pt", "-o", "c.safetensors", "--prefix-tokens", "1", "--grid", "8", "8")
+    assert code == 0, err
+    assert "codec klt-c from 14 tensors" in out  # and two held out
 
 
 class Trap:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
+from mpcompress_client.cli import torch_file
 from mpcompress_client.cli.files import write_whole
 from mpcompress_client.cli.options import json_option, output_option
 from mpcompress_client.library import library
+from mpcompress_proto.tensors import Array
 
 _CALIBRATE_HELP = """\
-Fit a codec of family klt to FEATURES: .npy, .npz and .safetensors files, or folders of them.
+Fit a codec of family klt to FEATURES: .npy, .npz, .safetensors and .pt files, or folders of the first three.
 
 Every array is (L, C) or (B, L, C), L = prefix tokens + H * W. At least 16 tensors; 256 or more are better. Writes
 the codec file, and its model card next to it.
@@ -61,7 +64,7 @@ def calibrate(
 
         with library():
             result = fit(
-                list(features),
+                _sources(features),
                 codec_id=codec_id or _default_id(output),
                 description=description or f"calibrated on {', '.join(path.name for path in features[:4])}",
                 prefix_tokens=prefix_tokens,
@@ -82,6 +85,14 @@ def calibrate(
     click.echo(f"  {'qp':>6} {'bpfp':>8} {'NMSE':>8}   on {report.held_out} held-out tensors")
     for point in report.points:
         click.echo(f"  {point.qp_eighths / 8:6g} {point.bpfp:8.3f} {point.nmse:8.4f}")
+
+
+def _sources(features: Iterable[Path]) -> list[Path | Array]:
+    """What the library reads itself, and the arrays of .pt files, which it does not."""
+    sources: list[Path | Array] = []
+    for path in features:
+        sources += torch_file.read(path).values() if path.suffix in torch_file.SUFFIXES else [path]
+    return sources
 
 
 def _default_id(output: Path) -> str:

@@ -18,6 +18,7 @@ from mpcompress_client.params import QP_STEPS, qp_eighths
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 TARGET_VARIABLE = "MPCOMPRESS_TARGET"
+TIMEOUT_VARIABLE = "MPCOMPRESS_TIMEOUT_S"
 
 
 def qp(text: str) -> float:
@@ -97,10 +98,12 @@ _timeout = click.option(
     "--timeout",
     "timeout_s",
     type=click.FloatRange(min=0, min_open=True, max=1e6),
+    envvar=TIMEOUT_VARIABLE,
     default=DEFAULT_TIMEOUT_S,
     show_default=True,
+    show_envvar=True,
     metavar="SECONDS",
-    help="Time limit.",
+    help="Time limit of each item.",
 )
 _local = click.option("--local", is_flag=True, help="Code on this device, without a server (extra `edge`).")
 
