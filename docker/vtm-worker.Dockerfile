@@ -1,0 +1,41 @@
+# syntax=docker/dockerfile:1
+# The worker for picture codecs: the same server, with only vtm-*, vvenc-* and x265-* loaded and no torch. Mount a built
+# VTM (its bin/ and cfg/) at /opt/vtm, read-only, for the vtm-* codecs; without it they decode but do not encode.
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG NUMBA_CPU_NAME=generic
+WORKDIR /src
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY mpcompress mpcompress
+COPY proto proto
+COPY server server
+COPY client client
+# PIP_CONSTRAINT, not -c: it also pins what the build of our own wheel needs. The secret is for those who build behind
+# a proxy or a mirror; without it pip does what it always does. Tests of dependencies stay out, and 23 MB of symbols in ml_dtypes.
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
+    python -m venv --without-pip /opt/mpcompress \
+ && PIP_CONSTRAINT=constraints.txt python -m pip --python /opt/mpcompress install --no-cache-dir ".[server,vvc]" \
+ && find /opt/mpcompress -depth -type d -name tests -exec rm -r {} + \
+ && strip --strip-unneeded /opt/mpcompress/lib/python3*/site-packages/ml_dtypes/*.so
+RUN MPCOMPRESS_CACHE_DIR=/opt/mpcompress/kernels NUMBA_CPU_NAME="${NUMBA_CPU_NAME}" \
+    /opt/mpcompress/bin/python -c "from mpcompress._numba import warm_up; warm_up()"
+
+FROM ${PYTHON_IMAGE}
+ARG NUMBA_CPU_NAME=generic
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin mpcompress
+COPY --from=build /opt/mpcompress /opt/mpcompress
+COPY docker/healthcheck.py /opt/mpcompress/healthcheck.py
+COPY docker/vtm-worker.toml /etc/mpcompress/server.toml
+ENV PATH=/opt/mpcompress/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    MPCOMPRESS_CACHE_DIR=/opt/mpcompress/kernels NUMBA_CPU_NAME=${NUMBA_CPU_NAME} VTM_HOME=/opt/vtm
+USER 10001:10001
+WORKDIR /tmp
+# gRPC, Prometheus
+EXPOSE 50051 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=4s --start-period=90s --retries=3 CMD ["python", "/opt/mpcompress/healthcheck.py"]
+ENTRYPOINT ["mpcompress-server"]
+CMD ["serve", "--config", "/etc/mpcompress/server.toml", "--log-format", "json"]
