@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -11,6 +12,7 @@ import structlog
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import messages as convert
 from mpcompress_server.admission import ITEM_OVERHEAD_BYTES, Admission
+from mpcompress_server.codecs import LoadedCodec
 from mpcompress_server.counters import Cause, Counters, Stage
 from mpcompress_server.errors import (
     INTERNAL,
@@ -24,7 +26,7 @@ from mpcompress_server.errors import (
 from mpcompress_server.items import Item, RecentIds
 from mpcompress_server.operations import Operation, error_response
 from mpcompress_server.outbox import Outbox
-from mpcompress_server.scheduler import Job, Scheduler
+from mpcompress_server.scheduler import Finished, Job, Scheduler
 
 # Above this, checksums and copies of one item would keep the event loop from all others.
 _OFF_LOOP_BYTES = 1 << 20
@@ -109,6 +111,7 @@ class ActiveItems:
         """Puts an item to work when its last byte has come."""
         if item.receiver is not None and item.receiver.complete:
             buffers, item.receiver = item.receiver.buffers, None
+            self._spent(item, "receive", item.accepted_at)
             task = asyncio.create_task(self._work(item, buffers))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
@@ -126,13 +129,15 @@ class ActiveItems:
                 key=item.plan.key,
                 stream=self._stream,
                 nbytes=item.plan.nbytes,
-                on_started=lambda: self.progress(item, _STAGE.STAGE_STARTED),
+                on_started=lambda: self._started(item),
             )
             del work
             if not item.is_open():
                 return
             self.progress(item, _STAGE.STAGE_QUEUED, self._scheduler.submit(item.job))
             finished = await item.job.result
+            for stage, seconds in codec_stages(item.plan.loaded, item.plan.compress, finished):
+                self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds)
             if not item.is_open():
                 return
             answer = await self._call(item, item.plan.answer, finished)
@@ -144,7 +149,10 @@ class ActiveItems:
                 self._leave(item)
                 queued = True
                 self._counters.items[self._operation.name, "ok"] += 1
-                self._queue_final(answer.messages, item.release)
+                self._counters.on_result(
+                    self._operation.name, item.plan.loaded.id, sum(item.plan.sizes), answer.nbytes, answer.bpfp
+                )
+                self._queue_final(answer.messages, partial(self._sent, item, self._clock()))
         except Exception as error:
             self.fail(item, error)
         finally:
@@ -152,6 +160,18 @@ class ActiveItems:
             item.job = None
             if not queued:
                 item.release()
+
+    def _started(self, item: Item) -> None:
+        if item.job is not None:
+            self._spent(item, "queue", item.job.queued_at)
+        self.progress(item, _STAGE.STAGE_STARTED)
+
+    def _sent(self, item: Item, since: float) -> None:
+        self._spent(item, "send", since)
+        item.release()
+
+    def _spent(self, item: Item, stage: str, since: float) -> None:
+        self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, self._clock() - since)
 
     async def _call(self, item: Item, function: Any, argument: Any) -> Any:
         if item.plan.nbytes > _OFF_LOOP_BYTES:
@@ -225,6 +245,16 @@ class ActiveItems:
             elapsed = convert.duration(self._clock() - item.accepted_at)
             progress = pb.ItemProgress(stage=stage, queue_position=position, elapsed=elapsed)
             self._outbox.progress(self._operation.response(item_id=item.id, progress=progress))
+
+
+def codec_stages(loaded: LoadedCodec, compress: bool, finished: Finished) -> list[tuple[str, float]]:
+    """The time in a codec by stage, seconds; one stage `codec` for those that do not say where their time goes."""
+    if loaded.codec is not None and loaded.codec.pstate_kind == "picture":
+        return [("external", finished.coding_s)]
+    if not finished.first_s:
+        return [("codec", finished.coding_s)]
+    first, second = ("transform", "entropy") if compress else ("entropy", "transform")
+    return [(first, finished.first_s), (second, finished.coding_s - finished.first_s)]
 
 
 def _stage(item: Item) -> Stage:

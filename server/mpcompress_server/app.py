@@ -18,6 +18,8 @@ from mpcompress_server.auth import AuthInterceptor, GuardedRouter, Tokens
 from mpcompress_server.codecs import CodecSet, load_codecs
 from mpcompress_server.counters import Counters
 from mpcompress_server.fleet import Fleet
+from mpcompress_server.grpc_metrics import GrpcMetrics
+from mpcompress_server.metrics import Metrics
 from mpcompress_server.reload import Change, Reloader
 from mpcompress_server.routing import Router
 from mpcompress_server.servicer import MAX_MESSAGE_BYTES, SERVICE, Servicer
@@ -56,10 +58,13 @@ class Server:
         # Before anything is bound or loaded: a token file or certificate that cannot be used ends the start at once.
         self._tokens = Tokens(Path(settings.auth.tokens)) if settings.auth.tokens is not None else None
         self._credentials = server_credentials(settings.tls) if settings.tls.enabled else None
-        interceptors = [AuthInterceptor(self._tokens)] if self._tokens is not None else []
+        self.fleet = Fleet(self.counters)
+        self.metrics = Metrics(self.counters, self.fleet) if settings.metrics.listen else None
+        interceptors: list[Any] = [GrpcMetrics(self.metrics.registry)] if self.metrics is not None else []
+        if self._tokens is not None:
+            interceptors.append(AuthInterceptor(self._tokens))
         self._grpc = grpc.aio.server(options=[*_OPTIONS, *settings.connections.options()], interceptors=interceptors)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self.fleet = Fleet(self.counters)
         self._reloader: Reloader | None = None
         self._router: Router | None = None
 
@@ -72,11 +77,15 @@ class Server:
         """
         self.address = self._bind()
         try:
+            if self.metrics is not None:
+                self.metrics.serve(self.settings.metrics.listen)
             codecs = await asyncio.to_thread(load_codecs, self.settings)
             for loaded in codecs:
                 await self.fleet.start_codec(loaded, self.settings)
         except BaseException:
             await self.fleet.close()
+            if self.metrics is not None:
+                await self.metrics.close()
             raise
         self.fleet.exchange(codecs)
         self._reloader = Reloader(self.fleet, self.settings)
@@ -84,6 +93,8 @@ class Server:
         self.servicer = Servicer(
             router=self._router, limits=self.settings.limits, scheduler=self.fleet, counters=self.counters
         )
+        if self.metrics is not None:
+            self.metrics.watch(self.servicer.budget)
         self._grpc.add_generic_rpc_handlers((self.servicer.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
@@ -105,6 +116,8 @@ class Server:
         await self.fleet.close()
         if self.servicer is not None:
             await self.servicer.settle()
+        if self.metrics is not None:
+            await self.metrics.close()
         _log.info("stopped")
 
     async def reload(self, settings: Settings) -> Change:

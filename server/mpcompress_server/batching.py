@@ -111,8 +111,10 @@ class BatchScheduler:
                 # their start.
                 free = asyncio.Event()
                 running.add(asyncio.create_task(self._run(batch, _begin(batch), executor, line, free)))
+                turn = [(job.stream, job.key) for job in batch]
                 del batch
                 await free.wait()
+                line.served(turn)
                 while len(running := {task for task in running if not task.done()}) >= _IN_FLIGHT:
                     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -122,7 +124,7 @@ class BatchScheduler:
 
     async def _run(self, batch: list[Job], call: Call, executor: Executor, line: Line, free: asyncio.Event) -> None:
         clock = asyncio.get_running_loop().time
-        start, coding_s = clock(), 0.0
+        start, coding_s, first_s = clock(), 0.0, 0.0
         codec_id = batch[0].loaded.id
         self.counters.batches[codec_id, len(batch)] += 1
         until: list[float] = []
@@ -133,7 +135,7 @@ class BatchScheduler:
 
         try:
             result = await executor.run(call, next_may_begin)
-            outcomes, coding_s = result.outcomes, result.coding_s
+            outcomes, coding_s, first_s = result.outcomes, result.coding_s, result.first_s
             if result.too_many:
                 line.max_batch = max(1, len(batch) // 2)
                 self.counters.shrunk[codec_id] += 1
@@ -149,7 +151,7 @@ class BatchScheduler:
             job.drop = None
             if isinstance(outcome, DroppedError):
                 self.counters.dropped[codec_id] += 1
-            _settle(job, outcome, coding_s)
+            _settle(job, outcome, coding_s, first_s)
 
 
 def _begin(batch: list[Job]) -> Call:
@@ -182,7 +184,7 @@ def _learn(line: Line, batch: list[Job], outcomes: Sequence[Outcome], seconds: f
         line.observe(job.size_class, seconds * (job.nbytes + 1) / total)
 
 
-def _settle(job: Job, outcome: Outcome, coding_s: float) -> None:
+def _settle(job: Job, outcome: Outcome, coding_s: float, first_s: float) -> None:
     if job.result.done():
         return
     if isinstance(outcome, DroppedError):
@@ -190,4 +192,4 @@ def _settle(job: Job, outcome: Outcome, coding_s: float) -> None:
     elif isinstance(outcome, Exception):
         job.result.set_exception(outcome)
     else:
-        job.result.set_result(Finished(outcome=outcome, coding_s=coding_s))
+        job.result.set_result(Finished(outcome=outcome, coding_s=coding_s, first_s=first_s))

@@ -84,11 +84,13 @@ class CallResult:
     Args:
         outcomes: one per item, in order.
         coding_s: time in the codec, seconds.
+        first_s: the part of it in the first stage; 0 for a codec that has no second.
         too_many: the device had no memory for all items at once.
     """
 
     outcomes: list[Outcome]
     coding_s: float
+    first_s: float = 0.0
     too_many: bool = False
 
 
@@ -107,7 +109,12 @@ def begin_call(codec: FeatureCodec, call: Call) -> Callable[[], CallResult]:
     def finish() -> CallResult:
         start = time.perf_counter()
         outcomes = [begun.finish(index) for index in range(len(call))]
-        return CallResult(outcomes=outcomes, coding_s=first_s + time.perf_counter() - start, too_many=begun.too_many)
+        return CallResult(
+            outcomes=outcomes,
+            coding_s=first_s + time.perf_counter() - start,
+            first_s=first_s if codec.staged else 0.0,
+            too_many=begun.too_many,
+        )
 
     return finish
 

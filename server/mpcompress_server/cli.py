@@ -46,6 +46,7 @@ def main() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write HOST:PORT here as soon as the server serves.",
 )
+@click.option("--metrics", metavar="[HOST]:PORT", help="Prometheus metrics over HTTP, for instance :9464. [none]")
 @click.option("--allow-untrained", is_flag=True, help="Serve codecs of random weights too: for tests.")
 @click.option("--log-format", type=click.Choice(["json", "console"]), default="console", show_default=True)
 @click.option(
@@ -56,6 +57,7 @@ def serve(
     listen: str | None,
     grace_s: float | None,
     port_file: Path | None,
+    metrics: str | None,
     allow_untrained: bool,
     log_format: Any,
     log_level: str,
@@ -63,7 +65,13 @@ def serve(
     """Serve codecs until SIGTERM or Ctrl-C; SIGHUP reads the codecs of the configuration again."""
 
     def source() -> Settings:
-        return load_settings(config, listen=listen, grace_s=grace_s, allow_untrained=allow_untrained or None)
+        return load_settings(
+            config,
+            listen=listen,
+            grace_s=grace_s,
+            metrics={"listen": metrics} if metrics is not None else None,
+            allow_untrained=allow_untrained or None,
+        )
 
     try:
         settings = source()

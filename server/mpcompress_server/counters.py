@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,6 +23,8 @@ class Counters:
         batches: calls by (codec id, items in the call).
         dropped: items of running batches whose later stages did not run, by codec id.
         shrunk: batches that were too much for their device, by codec id.
+        on_stage: called with (operation, codec id, stage, seconds) when an item leaves a stage.
+        on_result: called with (operation, codec id, bytes in, bytes out, bpfp or None) for each result.
     """
 
     items: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -29,3 +32,5 @@ class Counters:
     batches: Counter[tuple[str, int]] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     shrunk: Counter[str] = field(default_factory=Counter)
+    on_stage: Callable[[str, str, str, float], None] = field(default=lambda *_: None)
+    on_result: Callable[[str, str, int, int, float | None], None] = field(default=lambda *_: None)

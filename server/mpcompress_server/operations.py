@@ -32,10 +32,11 @@ Work = CompressWork | DecompressWork
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A result on its way back: how many bytes it holds, and its messages, made one by one."""
+    """A result on its way back: how many bytes it holds, its messages, made one by one, and of a unit its bpfp."""
 
     nbytes: int
     messages: Iterator[Any]
+    bpfp: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,8 @@ class CompressOperation:
         def answer(finished: Finished) -> Answer:
             assert isinstance(finished.outcome, Coded)
             unit = _unit(codec, wanted, finished.outcome, finished.coding_s)
-            return Answer(nbytes=len(unit.payload), messages=_compressed(item_id, unit))
+            assert unit.report is not None
+            return Answer(nbytes=len(unit.payload), messages=_compressed(item_id, unit), bpfp=unit.report.bpfp)
 
         # No codec gives more than its features as they came, but for the few bytes that every item has anyway.
         result_bytes = sum(convert.nbytes(spec) for spec in wanted)

@@ -29,10 +29,11 @@ class DecompressWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """What a job gave. `coding_s`: seconds in the codec, for the batch it was in."""
+    """What a job gave. `coding_s`: seconds in the codec, for the batch it was in; `first_s`: in its first stage."""
 
     outcome: Coded | dict[str, Array]
     coding_s: float
+    first_s: float = 0.0
 
 
 class Job:

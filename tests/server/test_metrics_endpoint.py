@@ -1,0 +1,254 @@
+"""What Prometheus finds when it scrapes a server that serves: names, types, labels and sums."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.request
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from mpc_test_codecs import CRASH, GATES, Gate
+from prometheus_client.parser import text_string_to_metric_families
+from raw_wire import compress_messages, compress_one, decompress_messages, details, features, talk
+
+from mpcompress_proto.v1 import compression_pb2 as pb
+from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
+from mpcompress_server.grpc_metrics import go_name
+from mpcompress_server.servicer import SERVICE
+from mpcompress_server.settings import SettingsError
+
+LISTEN = {"listen": "127.0.0.1:0"}
+TYPES = {
+    "grpc_server_started": "counter",
+    "grpc_server_handled": "counter",
+    "grpc_server_msg_received": "counter",
+    "grpc_server_msg_sent": "counter",
+    "grpc_server_handling_seconds": "histogram",
+    "mpcompress_stage_seconds": "histogram",
+    "mpcompress_batch_items": "histogram",
+    "mpcompress_bpfp": "histogram",
+    "mpcompress_input_bytes": "counter",
+    "mpcompress_output_bytes": "counter",
+    "mpcompress_items": "counter",
+    "mpcompress_items_rejected": "counter",
+    "mpcompress_items_cancelled": "counter",
+    "mpcompress_batch_items_dropped": "counter",
+    "mpcompress_batches_shrunk": "counter",
+    "mpcompress_worker_restarts": "counter",
+    "mpcompress_queue_items": "gauge",
+    "mpcompress_codec_ready": "gauge",
+    "mpcompress_inflight_bytes": "gauge",
+    "mpcompress_inflight_bytes_limit": "gauge",
+    "mpcompress_inflight_items": "gauge",
+}
+
+
+class Scrape:
+    """One scrape, taken apart."""
+
+    def __init__(self, text: str) -> None:
+        self.types = {}
+        self.samples = {}
+        for family in text_string_to_metric_families(text):
+            self.types[family.name] = family.type
+            for sample in family.samples:
+                self.samples[sample.name, frozenset(sample.labels.items())] = sample.value
+
+    def __call__(self, name, **labels):
+        """The value of one sample; 0 when it is not there, as in Prometheus's sums."""
+        return self.samples.get((name, frozenset(labels.items())), 0.0)
+
+
+async def _scrape(server):
+    def read():
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics.port}/metrics", timeout=30) as answer:
+            return answer.read().decode()
+
+    return Scrape(await asyncio.to_thread(read))
+
+
+async def _when(server, ready):
+    """Scrapes until it says so: the server counts a call's end after its client has seen it."""
+    async with asyncio.timeout(30):
+        while not ready(found := await _scrape(server)):
+            pass
+    return found
+
+
+async def test_names_types_and_sums(start_server, connect):
+    gate = GATES["metrics"] = Gate()
+    codecs = [
+        {"id": "store", "family": "test_bytes"},
+        {"id": "gated", "family": "test_bytes", "options": {"gate": "metrics"}, "max_batch": 1},
+        {"id": "absent", "family": "test_bytes", "options": {"missing": True}},
+    ]
+    server = await start_server(codecs, metrics=LISTEN)
+    channel = connect(server)
+    sizes = [3, 5, 1000]
+    items = await talk(channel, [m for i, n in enumerate(sizes) for m in compress_messages(i, features(n), chunk=4096)])
+    came = sum(features(n).nbytes for n in sizes)
+    chunks = sum(-(-features(n).nbytes // 4096) for n in sizes)
+    unit, payload = items[2].result.unit, items[2].payload
+    await talk(channel, decompress_messages(1, unit, payload), "Decompress")
+    await talk(channel, [*compress_messages(1, features(3), "nope"), *compress_messages(2, features(3), "absent")])
+    await pb_grpc.CompressionServiceStub(channel).ListCodecs(pb.ListCodecsRequest())
+    # While it serves: one item inside its codec, one behind it.
+    call = pb_grpc.CompressionServiceStub(channel).Compress()
+    for number in (1, 2):
+        await call.write(compress_messages(number, features(7), "gated", want_progress=True)[0])
+    assert await asyncio.to_thread(gate.arrived.acquire, timeout=30)
+    during = await _when(server, lambda found: found("mpcompress_queue_items", codec="gated") == 1)
+    assert during("mpcompress_inflight_items") == 2
+    assert 0 < during("mpcompress_inflight_bytes") == server.servicer.budget.used
+    assert during("mpcompress_inflight_bytes_limit") == server.settings.limits.max_inflight_bytes
+    await call.write(pb.CompressRequest(cancel=pb.CancelItem(item_id=2)))
+    gate.open.set()
+    await call.done_writing()
+    while await call.read() is not grpc.aio.EOF:
+        pass
+    method = {"grpc_type": "bidi_stream", "grpc_service": SERVICE, "grpc_method": "Compress"}
+    found = await _when(server, lambda found: found("grpc_server_handled_total", grpc_code="OK", **method) == 3)
+    missing = {name: kind for name, kind in TYPES.items() if found.types.get(name) != kind}
+    assert not missing, found.types
+    assert found("grpc_server_started_total", **method) == 3
+    assert found("grpc_server_msg_received_total", **method) == (3 + chunks) + 2 + 3
+    assert found("grpc_server_msg_sent_total", **method) >= 3 + 2 + 2
+    assert found("grpc_server_handling_seconds_count", **method) == 3
+    unary = {"grpc_type": "unary", "grpc_service": SERVICE, "grpc_method": "ListCodecs"}
+    assert found("grpc_server_handled_total", grpc_code="OK", **unary) == 1
+    assert found("grpc_server_msg_received_total", **unary) == found("grpc_server_msg_sent_total", **unary) == 1
+
+    compress = {"operation": "compress", "codec": "store"}
+    assert found("mpcompress_input_bytes_total", **compress) == came
+    assert found("mpcompress_output_bytes_total", **compress) == sum(len(item.payload) for item in items.values())
+    decompress = {"operation": "decompress", "codec": "store"}
+    assert found("mpcompress_input_bytes_total", **decompress) == len(payload)
+    assert found("mpcompress_output_bytes_total", **decompress) == features(1000).nbytes
+    assert found("mpcompress_bpfp_count", codec="store") == 3
+    reported = sum(item.result.report.bpfp for item in items.values())
+    assert found("mpcompress_bpfp_sum", codec="store") == pytest.approx(reported)
+    assert found("mpcompress_batch_items_sum", codec="store") == 4
+    assert found("mpcompress_batch_items_bucket", codec="store", le="+Inf") <= 4
+    assert found("mpcompress_batch_items_count", codec="gated") == 1
+    for stage in ("receive", "queue", "codec", "send"):
+        assert found("mpcompress_stage_seconds_count", stage=stage, **compress) == 3
+        assert found("mpcompress_stage_seconds_sum", stage=stage, **compress) > 0
+        assert found("mpcompress_stage_seconds_count", stage=stage, **decompress) == 1
+    assert found("mpcompress_items_total", operation="compress", result="ok") == 4
+    assert found("mpcompress_items_total", operation="decompress", result="ok") == 1
+    assert found("mpcompress_items_total", operation="compress", result="UNKNOWN_CODEC") == 1
+    assert found("mpcompress_items_rejected_total", operation="compress", reason="CODEC_UNAVAILABLE") == 1
+    assert found("mpcompress_items_cancelled_total", cause="item", stage="queued") == 1
+    assert found("mpcompress_codec_ready", codec="store") == 1
+    assert found("mpcompress_codec_ready", codec="absent") == 0
+    assert ("mpcompress_codec_ready", frozenset({("codec", "absent")})) in found.samples
+    assert found("mpcompress_queue_items", codec="gated") == 0
+    assert found("mpcompress_inflight_items") == 0
+    # Nothing that a client makes up becomes a label.
+    assert "nope" not in {value for _, labels in found.samples for _, value in labels}
+    assert all(re.fullmatch(r"[a-z_]+", name) for name, _ in found.samples)
+
+
+async def test_stages_of_a_codec_with_two(start_server, connect):
+    codec = "klt-imgfocus-vits14-final"
+    server = await start_server([{"id": codec}], metrics=LISTEN)
+    channel = connect(server)
+    h = features(257).repeat(48, axis=1)
+    item = (await talk(channel, compress_messages(1, h, codec)))[1]
+    assert item.error is None, details(item.error)
+    await talk(channel, decompress_messages(1, item.result.unit, item.payload), "Decompress")
+    found = await _scrape(server)
+    for operation in ("compress", "decompress"):
+        for stage in ("transform", "entropy"):
+            labels = {"operation": operation, "codec": codec, "stage": stage}
+            assert found("mpcompress_stage_seconds_count", **labels) == 1
+        assert found("mpcompress_stage_seconds_count", operation=operation, codec=codec, stage="codec") == 0
+
+
+async def test_worker_restarts(start_server, connect):
+    entry = {"id": "store", "family": "test_bytes", "isolation": "process", "options": {"reckless": True}}
+    server = await start_server([entry], metrics=LISTEN)
+    channel = connect(server)
+    assert (await _scrape(server))("mpcompress_worker_restarts_total", codec="store") == 0
+    got = await compress_one(channel, features(4, CRASH))
+    assert details(got.error)["reason"] == "CODEC_CRASHED"
+    found = await _when(server, lambda found: found("mpcompress_worker_restarts_total", codec="store") == 1)
+    assert found("mpcompress_items_total", operation="compress", result="CODEC_CRASHED") == 1
+
+
+async def test_calls_that_end_badly(start_server, connect, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("alice:alice-0123456789abcdef:*\n")
+    server = await start_server(metrics=LISTEN, auth={"tokens": str(tokens)})
+    channel = connect(server)
+    stub = pb_grpc.CompressionServiceStub(channel)
+    metadata = (("authorization", "Bearer alice-0123456789abcdef"),)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.ListCodecs(pb.ListCodecsRequest())
+    with pytest.raises(grpc.aio.AioRpcError):
+        await talk(channel, [pb.CompressRequest()], metadata=metadata)
+    call = stub.Compress(metadata=metadata)
+    await call.write(compress_messages(1, features(4))[0])
+    await call.read()
+    call.cancel()
+    with pytest.raises(grpc.aio.AioRpcError):
+        [p async for p in stub.GetCodecFile(pb.GetCodecFileRequest(codec_id="nope"), metadata=metadata)]
+    await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    reflect = reflection_pb2_grpc.ServerReflectionStub(channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    assert [r async for r in reflect.ServerReflectionInfo([request], metadata=metadata)]
+
+    def ended(found):
+        return {
+            (dict(labels)["grpc_method"], dict(labels)["grpc_code"]): value
+            for (name, labels), value in found.samples.items()
+            if name == "grpc_server_handled_total"
+        }
+
+    expected = {
+        ("ListCodecs", "Unauthenticated"): 1,
+        ("Compress", "InvalidArgument"): 1,
+        ("Compress", "Canceled"): 1,
+        ("GetCodecFile", "NotFound"): 1,
+        ("Check", "OK"): 1,
+        ("ServerReflectionInfo", "OK"): 1,
+    }
+    found = await _when(server, lambda found: len(ended(found)) == len(expected))
+    assert ended(found) == expected
+    reflection = {
+        "grpc_type": "bidi_stream",
+        "grpc_service": "grpc.reflection.v1alpha.ServerReflection",
+        "grpc_method": "ServerReflectionInfo",
+    }
+    assert found("grpc_server_msg_received_total", **reflection) == 1
+    assert found("grpc_server_msg_sent_total", **reflection) == 1
+
+
+async def test_counts_outlive_a_reload(start_server, connect):
+    server = await start_server([{"id": "store", "family": "test_bytes"}], metrics=LISTEN)
+    channel = connect(server)
+    await compress_one(channel, features(4))
+    other = server.settings.codecs[0].model_copy(update={"id": "other"})
+    await server.reload(server.settings.model_copy(update={"codecs": (other,)}))
+    found = await _scrape(server)
+    assert found("mpcompress_bpfp_count", codec="store") == 1
+    assert found("mpcompress_codec_ready", codec="other") == 1
+    assert ("mpcompress_codec_ready", frozenset({("codec", "store")})) not in found.samples
+
+
+async def test_a_port_that_is_taken_names_its_key(start_server):
+    first = await start_server(metrics=LISTEN)
+    with pytest.raises(SettingsError, match=r"^metrics\.listen: cannot listen on 127\.0\.0\.1:"):
+        await start_server(metrics={"listen": f"127.0.0.1:{first.metrics.port}"})
+
+
+async def test_none_by_default(start_server):
+    assert (await start_server()).metrics is None
+
+
+def test_names_of_codes():
+    names = {go_name(code) for code in grpc.StatusCode}
+    assert {"OK", "Canceled", "InvalidArgument", "DeadlineExceeded", "Unauthenticated"} < names
