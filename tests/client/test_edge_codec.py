@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import lzma
 import subprocess
 import sys
 from pathlib import Path
@@ -148,3 +150,27 @@ def test_processes_may_share_a_cache(calibrated, tmp_path):
     running = [subprocess.Popen(command) for _ in range(3)]
     assert [process.wait(120) for process in running] == [0, 0, 0]
     assert len(list((tmp_path / "codecs").iterdir())) == 1
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("torch", "compressai")), reason="needs the extra codecs"
+)
+def test_a_neural_codec_travels_too(tmp_path, final):
+    from safetensors.torch import load
+    from torch import save
+
+    from mpcompress_client.cli import run
+
+    golden = Path(__file__).parents[1] / "golden" / "vit_union_a" / "weights.safetensors.xz"
+    save(load(lzma.decompress(golden.read_bytes())), tmp_path / "weights.pth")
+    assert run(["import-checkpoint", str(tmp_path / "weights.pth"), "-o", str(tmp_path / "net.safetensors")]) == 0
+    config = '[[codecs]]\nid = "net"\nfamily = "vit_union"\nweights = "net.safetensors"\n'
+    with own_server(tmp_path, config) as target, CompressionClient(target) as client:
+        edge = EdgeCodec.load("net", target=client, cache_dir=tmp_path / "cache")
+        (info,) = client.codecs()
+        prefix, channels = info.prefix_tokens, info.inputs[0].channels
+        h = np.ascontiguousarray(final[:1, : prefix + 64, :channels])
+        unit = edge.compress(h, token_res=(8, 8))
+        assert unit.fingerprint == info.fingerprint
+        # The same machine and library on both sides: float32 arithmetic agrees here.
+        np.testing.assert_allclose(client.decompress(unit), edge.decompress(unit), atol=1e-2)

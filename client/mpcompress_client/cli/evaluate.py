@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,21 +79,27 @@ def evaluate(
     ):
         for coder in coders:
             for value in asked:
-                points = []
+                points: list[dict[str, float]] = []
+                warnings: set[str] = set()
                 for file in files:
-                    points.append(_point(coder, file, {**arguments, "qp": value}))
+                    points.append(_point(coder, file, {**arguments, "qp": value}, warnings))
                     advance()
-                rows.append(_row(coder, value, points))
+                rows.append(_row(coder, value, points, warnings))
     if pyplot is not None and plot is not None:
         _draw(pyplot, rows, plot)
     if as_json:
         click.echo(to_json({"files": len(files), "rows": rows}))
         return
     _table(rows, len(files))
+    # One qp's warnings differ from the next one's in their figures: the first says what is wrong.
+    for codec in dict.fromkeys(row["codec"] for row in rows):
+        found = [warning for row in rows if row["codec"] == codec for warning in row["warnings"]]
+        if found:
+            click.echo(f"warning: {codec}: {found[0]}", err=True)
 
 
-def _point(coder: Coder, file: Path, arguments: dict[str, Any]) -> dict[str, float]:
-    """The figures of one file."""
+def _point(coder: Coder, file: Path, arguments: dict[str, Any], warnings: set[str]) -> dict[str, float]:
+    """The figures of one file; what the codec warns of goes to `warnings`."""
     from mpcompress.metrics import cosine, nmse
 
     try:
@@ -101,6 +107,7 @@ def _point(coder: Coder, file: Path, arguments: dict[str, Any]) -> dict[str, flo
         started = time.perf_counter()
         unit = coder.compress(tensors, **arguments)
         coded = time.perf_counter()
+        warnings.update(unit.report.warnings if unit.report else ())
         context = {name: array for name, array in tensors.items() if name == "ctx"}
         found = coder.decompress(unit, ctx=context or None)
         decoded = time.perf_counter()
@@ -120,22 +127,24 @@ def _prefix(h: Array, tokens: int) -> Array:
     return h[..., :tokens, :]
 
 
-def _row(coder: Coder, value: float | None, points: Sequence[dict[str, float]]) -> dict[str, Any]:
+def _row(
+    coder: Coder, value: float | None, points: Sequence[dict[str, float]], warnings: Iterable[str]
+) -> dict[str, Any]:
     default = coder.info.qp.default if coder.info.qp is not None else None
     row: dict[str, Any] = {"codec": coder.info.id, "qp": default if value is None else value, "n": len(points)}
     for name in ("bpfp", "nmse", "cosine", "prefix_cosine", "compress_s", "decompress_s"):
         values = [point[name] for point in points if name in point]
         row[name] = float(np.mean(values)) if values else None
-    return row
+    return {**row, "warnings": sorted(warnings)}
 
 
 def _table(rows: Sequence[dict[str, Any]], files: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, title=f"means over {files} files", title_justify="left")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), title=f"means over {files} files", title_justify="left")
     table.add_column("codec", no_wrap=True)
-    for title in ("qp", "bpfp", "NMSE", "cosine", "prefix", "compress ms", "decompress ms"):
+    for title in ("qp", "bpfp", "NMSE", "cosine", "prefix", "comp. ms", "dec. ms"):
         table.add_column(title, justify="right")
     for row in rows:
         prefix = "" if row["prefix_cosine"] is None else f"{row['prefix_cosine']:.4f}"
