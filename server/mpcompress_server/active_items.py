@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from mpcompress_server.codecs import LoadedCodec
 from mpcompress_server.counters import Cause, Counters, Stage
 from mpcompress_server.errors import (
     INTERNAL,
+    IncompleteItemError,
     ItemCancelledError,
     ItemTimeoutError,
     UnreadAnswersError,
@@ -32,6 +34,12 @@ from mpcompress_server.scheduler import Finished, Job, Scheduler
 _OFF_LOOP_BYTES = 1 << 20
 
 _STAGE = pb.ItemProgress.Stage
+# A call that is cancelled may look like one whose client sends no more: the rest of an item never comes.
+_CAUSES: dict[type[Exception], Cause] = {
+    ItemCancelledError: "item",
+    ItemTimeoutError: "deadline",
+    IncompleteItemError: "call",
+}
 
 
 class ActiveItems:
@@ -129,7 +137,7 @@ class ActiveItems:
                 key=item.plan.key,
                 stream=self._stream,
                 nbytes=item.plan.nbytes,
-                on_started=lambda: self._started(item),
+                on_started=partial(copy_context().run, self._started, item),
             )
             del work
             if not item.is_open():
@@ -137,7 +145,7 @@ class ActiveItems:
             self.progress(item, _STAGE.STAGE_QUEUED, self._scheduler.submit(item.job))
             finished = await item.job.result
             for stage, seconds in codec_stages(item.plan.loaded, item.plan.compress, finished):
-                self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds)
+                self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds, item.id)
             if not item.is_open():
                 return
             answer = await self._call(item, item.plan.answer, finished)
@@ -171,7 +179,8 @@ class ActiveItems:
         item.release()
 
     def _spent(self, item: Item, stage: str, since: float) -> None:
-        self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, self._clock() - since)
+        seconds = self._clock() - since
+        self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds, item.id)
 
     async def _call(self, item: Item, function: Any, argument: Any) -> Any:
         if item.plan.nbytes > _OFF_LOOP_BYTES:
@@ -209,9 +218,8 @@ class ActiveItems:
         """Answers an item with an error, unless it has its answer."""
         if item.answered:
             return
-        if isinstance(error, ItemCancelledError | ItemTimeoutError):
-            cause: Cause = "item" if isinstance(error, ItemCancelledError) else "deadline"
-            self._counters.cancelled[cause, _stage(item)] += 1
+        if type(error) in _CAUSES:
+            self._counters.cancelled[_CAUSES[type(error)], _stage(item)] += 1
         if item.receiver is not None:
             self.late.add(item.id)
         self._forget(item)

@@ -14,6 +14,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from mpcompress_server import tracing
 from mpcompress_server.auth import AuthInterceptor, GuardedRouter, Tokens
 from mpcompress_server.codecs import CodecSet, load_codecs
 from mpcompress_server.counters import Counters
@@ -61,6 +62,9 @@ class Server:
         self.fleet = Fleet(self.counters)
         self.metrics = Metrics(self.counters, self.fleet) if settings.metrics.listen else None
         interceptors: list[Any] = [GrpcMetrics(self.metrics.registry)] if self.metrics is not None else []
+        provider = tracing.configured_provider()
+        if provider is not None:
+            interceptors.append(tracing.Tracing(provider, self.counters))
         if self._tokens is not None:
             interceptors.append(AuthInterceptor(self._tokens))
         self._grpc = grpc.aio.server(options=[*_OPTIONS, *settings.connections.options()], interceptors=interceptors)

@@ -86,7 +86,7 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _observe_stage(self, operation: str, codec_id: str, stage: str, seconds: float) -> None:
+    def _observe_stage(self, operation: str, codec_id: str, stage: str, seconds: float, _item: int) -> None:
         self._stage.labels(operation, codec_id, stage).observe(seconds)
 
     def _observe_result(self, operation: str, codec_id: str, came: int, went: int, bpfp: float | None) -> None:
