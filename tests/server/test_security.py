@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -359,3 +364,72 @@ async def test_a_client_that_pings_too_often_is_sent_away(start_server):
             await call.read()
     assert caught.value.code() == CODE.UNAVAILABLE
     assert re.search("(?i)ping", caught.value.details())
+
+
+# --------------------------------------------------------------------------------------------------------- logs
+
+
+def test_no_secret_in_what_the_command_writes(authority, tls, tokens, tmp_path):
+    """The real command, chatty, with good and bad callers, broken files and a bad start: its log is searched."""
+    config, port_file = tmp_path / "server.toml", tmp_path / "port"
+    text = 'plugins = ["mpc_test_codecs"]\n[[codecs]]\nid = "store"\nfamily = "test_bytes"\n'
+    text += f'[auth]\ntokens = "{tokens.name}"\n[tls]\ncert = "server.pem"\nkey = "server.key"\n'
+    config.write_text(text)
+    command = [sys.executable, "-m", "mpcompress_server", "serve", "--config", str(config)]
+    command += [
+        "--listen",
+        "127.0.0.1:0",
+        "--port-file",
+        str(port_file),
+        "--log-level",
+        "debug",
+        "--log-format",
+        "json",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "GRPC_VERBOSITY": "info"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    key = (tmp_path / "server.key").read_text()
+    lines = []
+
+    def read_until(event):
+        for line in process.stderr:
+            lines.append(line)
+            if f'"event": "{event}' in line:
+                return
+
+    try:
+        read_until("ready")
+        credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+        with grpc.secure_channel(port_file.read_text().strip(), credentials) as channel:
+            stub = pb_grpc.CompressionServiceStub(channel)
+            assert [info.codec_id for info in _list(stub, ALICE)] == ["store"]
+            with pytest.raises(grpc.RpcError):
+                _list(stub, "wrong-0123456789abcdef")
+            list(stub.Compress(iter(compress_messages(1, features(4), "other")), metadata=_bearer(ALICE)))
+            _replace(tokens, f"alice:{ALICE}:store\nbroken {BOB}\n")
+            _list(stub, ALICE)
+            (tmp_path / "server.key").write_text(key.replace("PRIVATE", "BROKEN"))
+        with pytest.raises(grpc.RpcError), grpc.secure_channel(port_file.read_text().strip(), credentials) as channel:
+            _list(pb_grpc.CompressionServiceStub(channel), "wrong-0123456789abcdef")
+        process.send_signal(signal.SIGHUP)
+        read_until("reloaded")
+        process.terminate()
+        lines += process.stderr.readlines()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    lines.append(subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60).stderr)
+    log = "".join(lines)
+    for event in ("call refused", "tokens not reloaded", "item failed", "certificate not renewed", "reloaded"):
+        assert event in log
+    assert "line 2" in lines[-1]
+    assert "auth.tokens" in lines[-1]
+    body = key.splitlines()[1]
+    for secret in (ALICE, BOB, ROOT, "wrong-0123456789abcdef", hashlib.sha256(BOB.encode()).hexdigest(), body):
+        assert secret not in log
+
+
+def _list(stub, token):
+    return stub.ListCodecs(pb.ListCodecsRequest(), metadata=_bearer(token)).codecs
