@@ -54,7 +54,7 @@ class CodedUnit:
         report: pb.CodingReport | None = None,
     ) -> CodedUnit:
         """Makes a unit from what a codec gives; `kind` names the pstate's member of the oneof."""
-        payload = b"".join(strings)
+        payload = bytes(strings[0]) if len(strings) == 1 else b"".join(strings)
         header = pb.CodedUnitHeader(
             format_version=mpc_file.FORMAT_VERSION,
             codec_id=codec_id,
@@ -68,7 +68,12 @@ class CodedUnit:
             payload_crc32=zlib.crc32(payload),
         )
         set_pstate(header, kind, pstate)
-        return cls(header=header, payload=payload, report=report)
+        check_header(header)
+        # Not by the constructor: it would make the checksum of these very bytes again.
+        unit = object.__new__(cls)
+        for name, value in (("header", header), ("payload", payload), ("report", report)):
+            object.__setattr__(unit, name, value)
+        return unit
 
     @property
     def codec_id(self) -> str:

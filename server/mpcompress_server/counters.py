@@ -9,8 +9,8 @@ from typing import Literal
 
 # Where an item was when it was given up.
 Stage = Literal["reserving", "receiving", "checking", "queued", "running", "answering", "writing"]
-# Who gave it up: CancelItem, its timeout, the end of its call (cancelled, out of time, client gone, no more bytes), or a
-# stream that broke the contract.
+# Who gave it up: CancelItem, its timeout, the end of its call (cancelled, out of time, client gone, no more bytes), or
+# a stream that broke the contract.
 Cause = Literal["item", "deadline", "call", "stream"]
 
 

@@ -1,10 +1,12 @@
 """Jobs that wait for one codec: taken in batches of one key, stream by stream in turn.
 
-    stream A  k k k m k ...      lead: the oldest job of the stream that was served longest ago
+    stream A  k k k m k ...      lead: the oldest job of the stream whose turn it is
     stream B  m                  batch: the lead, then jobs of its key from all streams in turn
     stream C  k k
 
-A stream with thousands of jobs so delays the single job of another by at most one batch. Any job can leave without a
+A stream's turn is over when its batch is: those that come while it runs are before it in the next round. A stream with
+thousands of jobs so delays the single job of another by no more than the batch that runs already, and streams that
+come and go with single jobs cannot keep out the one with thousands. Any job can leave without a
 trace, whatever its place; joining, leaving and taking cost nothing that grows with the number of jobs.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ class _Waiting:
 
     def first(self) -> Job:
         return next(iter(self.jobs))
+
+
+_NOBODY: OrderedDict[Hashable, _Waiting] = OrderedDict()
 
 
 class Line:
@@ -124,6 +129,13 @@ class Line:
             except TimeoutError:
                 continue
 
+    def served(self, batch: Sequence[tuple[Hashable, Hashable]]) -> None:
+        """The turn of these streams and keys is over: they are behind all that have come meanwhile."""
+        for stream, key in batch:
+            for turn in (self._streams, self._keys.get(key, _NOBODY)):
+                if stream in turn:
+                    turn.move_to_end(stream)
+
     def _take(self, stream: Hashable, lead: Job) -> list[Job]:
         batch = []
         streams, job = self._keys[lead.key], lead
@@ -131,9 +143,7 @@ class Line:
         while True:
             batch.append(job)
             self.leave(job)
-            for turn in (self._streams, streams):
-                if job.stream in turn:
-                    turn.move_to_end(job.stream)
+            self.served([(job.stream, lead.key)])
             if len(batch) >= self.max_batch or not streams:
                 return batch
             job = next(iter(streams.values())).first()

@@ -71,6 +71,8 @@ class ProcessExecutor:
         self._failures = 0
         self._not_before = 0.0
         self.restarts = 0
+        self.pause_s = 0.0
+        """How long the next worker had to wait after the last one failed, seconds."""
 
     async def start(self) -> None:
         """Starts the worker. Raises what loading raises there."""
@@ -149,9 +151,9 @@ class ProcessExecutor:
         worker.close()
         self._failures += 1
         self.restarts += 1
-        started = cause is not None
-        backoff_s = min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** (self._failures - 1 - started))
-        self._not_before = 0.0 if started and self._failures == 1 else time.monotonic() + backoff_s
+        doublings = self._failures - (1 if cause is None else 2)
+        self.pause_s = 0.0 if doublings < 0 else min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(doublings, 30))
+        self._not_before = time.monotonic() + self.pause_s
         if cause is not None and not self._closing.is_set():
             _log.error("worker died", codec=self._hello.spec["id"], pid=worker.pid, error=cause.message)
 

@@ -9,8 +9,15 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+from mpc_load_codecs import ALLOCATE, ALLOCATE_SOME
 from mpc_test_codecs import BUG, CRASH, HANG
 from raw_wire import CODE, compress_messages, compress_one, decompress_messages, details, features, talk
+
+from mpcompress.codec import Coded, CodingParams
+from mpcompress.errors import CodecCrashedError
+from mpcompress.registry import CodecSpec
+from mpcompress_server.calls import CompressCall
+from mpcompress_server.process_executor import ProcessExecutor
 
 RECKLESS = {"id": "store", "family": "test_bytes", "isolation": "process", "options": {"reckless": True}}
 CONTEXT = {**RECKLESS, "id": "ctx", "options": {"context": True}}
@@ -115,3 +122,65 @@ async def test_a_codec_that_dies_while_it_starts_is_unavailable(start_server, co
         assert (error["code"], error["reason"]) == (CODE.FAILED_PRECONDITION, "CODEC_UNAVAILABLE")
         assert "/a/path" not in error["message"]
     assert (await compress_one(channel, features())).error is None
+
+
+# ------------------------------------------------------------------------------------------------ out of memory
+
+
+def _staged(**entry):
+    return {"id": "store", "family": "test_staged", "isolation": "process", **entry}
+
+
+PLUGINS = ("mpc_test_codecs", "mpc_load_codecs")
+
+
+@pytest.mark.parametrize("bound", [None, 256 << 20], ids=["machine", "max_worker_bytes"])
+async def test_only_the_item_that_asks_for_too_much_memory_fails(start_server, connect, bound):
+    trigger = ALLOCATE if bound is None else ALLOCATE_SOME
+    server = await start_server([_staged(max_worker_bytes=bound)], plugins=PLUGINS)
+    channel = connect(server)
+    (before,) = _workers()
+    requests = [
+        *compress_messages(1, features(5)),
+        *compress_messages(2, features(5, trigger)),
+        *compress_messages(3, features(6)),
+    ]
+    answers = await talk(channel, requests)
+    for item, size in ((1, 5), (3, 6)):
+        assert answers[item].payload == features(size).tobytes()
+    error = details(answers[2].error)
+    assert (error["code"], error["reason"]) == (CODE.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert "RetryInfo" in error["kinds"]
+    assert (await compress_one(channel, features(7))).payload == features(7).tobytes()
+    (after,) = _workers()
+    assert after.pid != before.pid  # what it still holds nobody knows
+    assert server.servicer.budget.used == 0
+
+
+async def test_a_worker_without_a_bound_takes_the_memory_it_needs(start_server, connect):
+    channel = connect(await start_server([_staged()], plugins=PLUGINS))
+    assert (await compress_one(channel, features(5, ALLOCATE_SOME))).error is None
+
+
+async def test_a_codec_that_crashes_again_and_again_is_started_at_longer_intervals():
+    spec = CodecSpec(id="store", family="test_bytes", options={"reckless": True})
+    executor = ProcessExecutor(spec, plugins=("mpc_test_codecs",), watchdog_s=60.0, start_timeout_s=60.0)
+    await executor.start()
+    pauses = []
+    try:
+        for _ in range(3):
+            result = await executor.run(_call(features(5, CRASH)), lambda: None)
+            assert isinstance(result.outcomes[0], CodecCrashedError)
+            pauses.append(executor.pause_s)
+        result = await executor.run(_call(features(5)), lambda: None)  # waits for the pause
+        assert isinstance(result.outcomes[0], Coded)
+        await executor.run(_call(features(5, CRASH)), lambda: None)
+        pauses.append(executor.pause_s)
+    finally:
+        await executor.close()
+    assert pauses == [0.0, 0.5, 1.0, 0.0]
+    assert executor.restarts == 4
+
+
+def _call(h):
+    return CompressCall(inputs=[{"h": h}], params=[CodingParams()])
