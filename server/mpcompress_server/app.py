@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from mpcompress_server import tracing
+from mpcompress_server.admin import ADMIN_SERVICE, AdminServicer
 from mpcompress_server.auth import AuthInterceptor, GuardedRouter, Tokens
 from mpcompress_server.codecs import CodecSet, load_codecs
 from mpcompress_server.counters import Counters
@@ -48,10 +49,12 @@ class Server:
 
     Args:
         settings: what to serve and where.
+        source: reads the settings again, for `reload`.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, source: Callable[[], Settings] | None = None) -> None:
         self.settings = settings
+        self._source = source
         self.address = ""
         """HOST:PORT or unix:PATH, once started."""
         self.servicer: Servicer | None = None
@@ -100,8 +103,12 @@ class Server:
         if self.metrics is not None:
             self.metrics.watch(self.servicer.budget)
         self._grpc.add_generic_rpc_handlers((self.servicer.handlers(),))
+        services = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        if self._tokens is not None:
+            services.append(ADMIN_SERVICE)
+            self._grpc.add_generic_rpc_handlers((AdminServicer(self.reload, self._tokens).handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+        reflection.enable_server_reflection(services, self._grpc)
         await self._grpc.start()
         for service in ("", SERVICE):
             await self._health.set(service, _HEALTH.SERVING)
@@ -124,8 +131,11 @@ class Server:
             await self.metrics.close()
         _log.info("stopped")
 
-    async def reload(self, settings: Settings) -> Change:
+    async def reload(self, settings: Settings | None = None) -> Change:
         """Serves the codecs of other settings, without a pause. Items under way keep the codecs that they have.
+
+        Args:
+            settings: None: what the server's source has now.
 
         Raises:
             SettingsError: names the key of what cannot be served; then nothing has changed.
@@ -133,9 +143,14 @@ class Server:
         if self._reloader is None or self._router is None:
             raise RuntimeError("reload before start")
         try:
+            if settings is None:
+                settings = await asyncio.to_thread(self._source) if self._source is not None else self.settings
             change = await self._reloader.reload(settings)
         except SettingsError as error:
             _log.error("reload failed: the codecs from before stay", error=str(error))
+            raise
+        except Exception as error:
+            _log.error("reload failed: the codecs from before stay", exc_info=error)
             raise
         self._router.codecs = self.fleet.codecs
         await self._tell_health(change.removed)

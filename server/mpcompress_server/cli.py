@@ -109,7 +109,7 @@ async def _serve(settings: Settings, source: Callable[[], Settings], port_file: 
         asyncio.get_running_loop().add_signal_handler(number, on_signal)
     hang_up = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up.set)
-    server = Server(settings)
+    server = Server(settings, source)
     starting = asyncio.create_task(server.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -124,7 +124,7 @@ async def _serve(settings: Settings, source: Callable[[], Settings], port_file: 
             _write_whole(port_file, server.address + "\n")
             written = True
         log.info("ready", address=server.address)
-        reloading = asyncio.create_task(_reload_when_told(server, source, hang_up))
+        reloading = asyncio.create_task(_reload_when_told(server, hang_up))
         await stopping
         reloading.cancel()
         try:
@@ -138,21 +138,13 @@ async def _serve(settings: Settings, source: Callable[[], Settings], port_file: 
             port_file.unlink(missing_ok=True)
 
 
-async def _reload_when_told(server: Any, source: Callable[[], Settings], told: asyncio.Event) -> None:
+async def _reload_when_told(server: Any, told: asyncio.Event) -> None:
     """Reloads after each SIGHUP; several during one reload are one."""
-    import structlog
-
-    log = structlog.get_logger("mpcompress_server")
     while True:
         await told.wait()
         told.clear()
-        try:
-            settings = await asyncio.to_thread(source)
-        except SettingsError as error:
-            log.error("reload failed: the codecs from before stay", error=str(error))
-            continue
-        with suppress(SettingsError):  # logged where it was found
-            await server.reload(settings)
+        with suppress(Exception):  # the server logs it, and the next SIGHUP must find somebody who listens
+            await server.reload()
 
 
 def _write_whole(path: Path, text: str) -> None:

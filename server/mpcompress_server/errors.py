@@ -8,6 +8,7 @@
     ├── ItemCancelledError       by CancelItem
     ├── IncompleteItemError      another header or the end of the stream came before all chunks
     ├── ServerDrainingError      the server stops
+    ├── ReloadFailedError        the codecs from before stay
     ├── PermissionDeniedError    not for this caller
     ├── UnauthenticatedError     a call without a known token
     └── StreamError              ends the call, not only an item
@@ -75,6 +76,10 @@ class ServerDrainingError(ServerError):
     """The server stops and takes no new items."""
 
 
+class ReloadFailedError(ServerError):
+    """The configuration cannot be served."""
+
+
 class PermissionDeniedError(ServerError):
     """The caller may not do that."""
 
@@ -140,6 +145,7 @@ TABLE: dict[type[BaseException], Rule] = {
     IncompleteItemError: Rule(code=_CODE.INVALID_ARGUMENT, reason="INCOMPLETE_ITEM"),
     ServerDrainingError: Rule(code=_CODE.UNAVAILABLE, reason="SERVER_DRAINING", retry=True),
     DrainedError: Rule(code=_CODE.UNAVAILABLE, reason="SERVER_DRAINING", retry=True),
+    ReloadFailedError: Rule(code=_CODE.FAILED_PRECONDITION, reason="RELOAD_FAILED"),
     PermissionDeniedError: Rule(code=_CODE.PERMISSION_DENIED, reason="PERMISSION_DENIED"),
     UnauthenticatedError: Rule(code=_CODE.UNAUTHENTICATED, reason="UNAUTHENTICATED"),
     ProtocolError: Rule(code=_CODE.INVALID_ARGUMENT, reason="PROTOCOL_VIOLATION"),

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mpc_test_codecs import GATES, Gate
-from raw_wire import CODE, compress_messages, compress_one, decompress_messages, details, features, talk
+from raw_wire import CODE, call_status, compress_messages, compress_one, decompress_messages, details, features, talk
 
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
@@ -233,3 +233,32 @@ def test_sighup(tmp_path):
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+async def test_the_rpc_needs_its_own_permission(start_server, connect, tmp_path, monkeypatch):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("user:user-0123456789abcdef:*\nroot:root-0123456789abcdef:@admin\n")
+    server = await start_server([_entry("store")], auth={"tokens": str(tokens)})
+    found = [_settings([_entry("store"), _entry("more")]), _settings([_entry("store", fails_to_warm_up=True)])]
+    monkeypatch.setattr(server, "_source", lambda: found.pop(0))
+    stub = pb_grpc.AdminServiceStub(connect(server))
+
+    async def ask(name):
+        metadata = (("authorization", f"Bearer {name}-0123456789abcdef"),)
+        return await stub.ReloadCodecs(pb.ReloadCodecsRequest(), metadata=metadata)
+
+    for name, code in [("user", CODE.PERMISSION_DENIED), ("nobody", CODE.UNAUTHENTICATED)]:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(name)
+        assert caught.value.code() == code
+    assert await ask("root") == pb.ReloadCodecsResponse(added=["more"], kept=["store"])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask("root")
+    assert (caught.value.code(), call_status(caught.value)["reason"]) == (CODE.FAILED_PRECONDITION, "RELOAD_FAILED")
+    assert [loaded.id for loaded in server.fleet.codecs] == ["more", "store"]
+
+
+async def test_without_tokens_there_is_no_admin_service(start_server, connect):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await pb_grpc.AdminServiceStub(connect(await start_server())).ReloadCodecs(pb.ReloadCodecsRequest())
+    assert caught.value.code() == CODE.UNIMPLEMENTED

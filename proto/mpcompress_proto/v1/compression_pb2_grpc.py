@@ -231,3 +231,83 @@ class CompressionService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class AdminServiceStub:
+    """For those who run the server: only served with bearer tokens, and only to tokens with the permission "@admin"
+    (PERMISSION_DENIED for others).
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReloadCodecs = channel.unary_unary(
+                '/mpcompress.v1.AdminService/ReloadCodecs',
+                request_serializer=mpcompress__proto_dot_v1_dot_compression__pb2.ReloadCodecsRequest.SerializeToString,
+                response_deserializer=mpcompress__proto_dot_v1_dot_compression__pb2.ReloadCodecsResponse.FromString,
+                _registered_method=True)
+
+
+class AdminServiceServicer:
+    """For those who run the server: only served with bearer tokens, and only to tokens with the permission "@admin"
+    (PERMISSION_DENIED for others).
+    """
+
+    def ReloadCodecs(self, request, context):
+        """Reads the configuration again and serves the codecs that it names; all of them, or, when one cannot run
+        (FAILED_PRECONDITION), those from before. Items under way keep the codecs that they have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AdminServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReloadCodecs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadCodecs,
+                    request_deserializer=mpcompress__proto_dot_v1_dot_compression__pb2.ReloadCodecsRequest.FromString,
+                    response_serializer=mpcompress__proto_dot_v1_dot_compression__pb2.ReloadCodecsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'mpcompress.v1.AdminService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('mpcompress.v1.AdminService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AdminService:
+    """For those who run the server: only served with bearer tokens, and only to tokens with the permission "@admin"
+    (PERMISSION_DENIED for others).
+    """
+
+    @staticmethod
+    def ReloadCodecs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mpcompress.v1.AdminService/ReloadCodecs',
+            mpcompress__proto_dot_v1_dot_compression__pb2.ReloadCodecsRequest.SerializeToString,
+            mpcompress__proto_dot_v1_dot_compression__pb2.ReloadCodecsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -129,3 +129,46 @@ class CompressionServiceServicer(metaclass=_abc_1.ABCMeta):
         """The file that a device needs to run a codec itself."""
 
 def add_CompressionServiceServicer_to_server(servicer: CompressionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class AdminServiceStub:
+    """For those who run the server: only served with bearer tokens, and only to tokens with the permission "@admin"
+    (PERMISSION_DENIED for others).
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
+    ReloadCodecs: _grpc.UnaryUnaryMultiCallable[_compression_pb2.ReloadCodecsRequest, _compression_pb2.ReloadCodecsResponse]
+    """Reads the configuration again and serves the codecs that it names; all of them, or, when one cannot run
+    (FAILED_PRECONDITION), those from before. Items under way keep the codecs that they have.
+    """
+
+@_typing.type_check_only
+class AdminServiceAsyncStub(AdminServiceStub):
+    """For those who run the server: only served with bearer tokens, and only to tokens with the permission "@admin"
+    (PERMISSION_DENIED for others).
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ReloadCodecs: _aio.UnaryUnaryMultiCallable[_compression_pb2.ReloadCodecsRequest, _compression_pb2.ReloadCodecsResponse]  # type: ignore[assignment]
+    """Reads the configuration again and serves the codecs that it names; all of them, or, when one cannot run
+    (FAILED_PRECONDITION), those from before. Items under way keep the codecs that they have.
+    """
+
+class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
+    """For those who run the server: only served with bearer tokens, and only to tokens with the permission "@admin"
+    (PERMISSION_DENIED for others).
+    """
+
+    @_abc_1.abstractmethod
+    def ReloadCodecs(
+        self,
+        request: _compression_pb2.ReloadCodecsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_compression_pb2.ReloadCodecsResponse, _abc.Awaitable[_compression_pb2.ReloadCodecsResponse]]:
+        """Reads the configuration again and serves the codecs that it names; all of them, or, when one cannot run
+        (FAILED_PRECONDITION), those from before. Items under way keep the codecs that they have.
+        """
+
+def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
