@@ -30,6 +30,7 @@ SIZES = {
     "hyper_latent_ctx": {"y_channels": 16, "z_channels": 8, "ctx_channels": 8},
     "hyperprior_latent_ctx": {"y_channels": 16, "z_channels": 8, "ctx_channels": 8},
 }
+SIZES |= {f"{family}_exact": SIZES[family] for family in ("vit_union", "vit_union_ctx")}
 # Absolute tolerances of tests/golden/README.md.
 TOLERANCE = {"h_hat": 1e-4, "h_hat_share": 2e-5, "params": 2e-5, "y_hat": 2e-5, "x_hat": 5e-6}
 
@@ -128,7 +129,7 @@ def features_for(family: str, rng: np.random.Generator) -> tuple[dict[str, np.nd
         params.token_res.height, params.token_res.width = 5, 6
         sizes = SIZES[family]
         inputs = {"h": rng.standard_normal((2, sizes["num_prefix_tokens"] + 30, 64)).astype(np.float16)}
-        if family == "vit_union_ctx":
+        if "ctx_dim" in sizes:
             inputs["ctx"] = rng.standard_normal((2, 8, 5, 6)).astype(np.float32)
         return inputs, params
     if family == "feature_hyperprior":
