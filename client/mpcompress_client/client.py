@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -50,7 +51,7 @@ class CompressionClient(Connection):
             token_res: (H, W) of the patch-token grid. None: the codec's own.
             prefix_tokens: tokens in front of the patch tokens. None: the codec's own.
             timeout_s: time limit, all attempts together, seconds. None: the client's.
-            progress: called in another thread with each `Progress` event of the item.
+            progress: called with each `Progress` event of the item, in this or another thread.
             params: `target_bpfp`, `target_nmse`, `target_policy`, and what the codec lists as its `parameters`.
 
         Returns:
@@ -74,7 +75,7 @@ class CompressionClient(Connection):
             progress=progress,
             **params,
         )
-        return _only(many)
+        return many.only()
 
     def decompress(
         self,
@@ -106,7 +107,8 @@ class CompressionClient(Connection):
             MPCompressError: as `compress`.
         """
         outs = None if out is None else (out,)
-        return _only(self.decompress_many([(unit, ctx)], dtype=dtype, out=outs, timeout_s=timeout_s, progress=progress))
+        many = self.decompress_many([(unit, ctx)], dtype=dtype, out=outs, timeout_s=timeout_s, progress=progress)
+        return many.only()
 
     @overload
     def compress_many(
@@ -186,6 +188,7 @@ class CompressionClient(Connection):
             self._stub.Compress,
             lambda value, _: options.item(value, limit_s, want),
             items,
+            limit_s,
             errors,
             look_ahead,
             look_ahead_bytes,
@@ -253,6 +256,7 @@ class CompressionClient(Connection):
             self._stub.Decompress,
             lambda value, index: options.item_of(value, limit_s, out, index, want),
             units,
+            limit_s,
             errors,
             look_ahead,
             look_ahead_bytes,
@@ -264,6 +268,7 @@ class CompressionClient(Connection):
         method: Callable[..., Any],
         prepare: Callable[[InputT, int], Item[RequestT, ResponseT, ResultT]],
         inputs: Iterable[InputT],
+        limit_s: float,
         errors: str,
         look_ahead: int,
         look_ahead_bytes: int,
@@ -272,27 +277,25 @@ class CompressionClient(Connection):
         self._check_open()
         check_look_ahead(errors, look_ahead, look_ahead_bytes)
 
-        def open_call(requests: Iterator[RequestT]) -> Any:
+        def open_call(requests: Iterator[RequestT], call_limit_s: float | None) -> Any:
             self._check_open()
-            return method(requests, metadata=self._endpoint.metadata)
+            return method(requests, timeout=call_limit_s, metadata=self._endpoint.metadata)
 
-        def start(ordered: bool) -> Generator[tuple[int, ResultT | MPCompressError], None, None]:
+        def start(ordered: bool, only: bool) -> Generator[tuple[int, ResultT | MPCompressError], None, None]:
+            # The end of the one item's source is looked for before its result is taken, however large it is.
+            ahead_bytes = sys.maxsize if only else look_ahead_bytes
+
             def make() -> pipeline.Pipeline[InputT, RequestT, ResponseT, ResultT]:
                 self._check_open()
                 return pipeline.Pipeline(
                     open_call=open_call,
                     prepare=prepare,
                     source=Source(inputs),
-                    ledger=self._ledger(look_ahead, look_ahead_bytes, ordered, progress),
+                    ledger=self._ledger(look_ahead, ahead_bytes, ordered, progress),
                     target=self.target,
+                    limit_s=limit_s if only else None,
                 )
 
             return pipeline.run(errors=errors, make=make)
 
         return Many(start)
-
-
-def _only(many: Many[ResultT]) -> ResultT:
-    """The result of a call with one item; ends the call properly."""
-    (result,) = many
-    return result

@@ -14,7 +14,7 @@ class Many(Iterator[ResultT]):
     Closing or dropping it cancels what is not answered.
     """
 
-    def __init__(self, start: Callable[[bool], Generator[tuple[int, ResultT], None, None]]) -> None:
+    def __init__(self, start: Callable[[bool, bool], Generator[tuple[int, ResultT], None, None]]) -> None:
         self._start = start
         self._results: Generator[tuple[int, ResultT], None, None] | None = None
 
@@ -23,7 +23,7 @@ class Many(Iterator[ResultT]):
 
     def __next__(self) -> ResultT:
         if self._results is None:
-            self._results = self._start(True)
+            self._results = self._start(True, False)
         return next(self._results)[1]
 
     def as_completed(self) -> Generator[tuple[int, ResultT], None, None]:
@@ -34,13 +34,18 @@ class Many(Iterator[ResultT]):
         """
         if self._results is not None:
             raise InvalidRequestError("as_completed comes instead of iterating, not after it")
-        self._results = self._start(False)
+        self._results = self._start(False, False)
         return self._results
+
+    def only(self) -> ResultT:
+        """The result of a call with one item; this thread reads it."""
+        ((_, result),) = self._start(True, True)
+        return result
 
     def close(self) -> None:
         """Cancels what is not answered."""
         if self._results is None:
-            self._results = self._start(True)
+            self._results = self._start(True, False)
         self._results.close()
 
 

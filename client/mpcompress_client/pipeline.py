@@ -15,6 +15,7 @@ from typing import Any, Generic
 
 import grpc
 
+from mpcompress_client import ledger as books
 from mpcompress_client.errors import MPCompressError, ServerError
 from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
 from mpcompress_client.ledger import Ledger
@@ -30,23 +31,28 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
     """The streams over which the items of a source travel.
 
     Args:
-        open_call: opens a stream over an iterator of requests; what it raises ends everything.
+        open_call: opens a stream over an iterator of requests, with a time limit in seconds or None; what it raises
+            ends everything.
         prepare: makes an item of an input and its index; its MPCompressError is that item's result.
         source: where the inputs come from.
         ledger: the books.
         target: the server's address, for messages.
+        limit_s: for a call with one item: its time limit. The caller's thread reads then, which saves one, and the
+            stream has gRPC's own deadline. None: a thread reads.
     """
 
     def __init__(
         self,
         *,
-        open_call: Callable[[Iterator[RequestT]], Any],
+        open_call: Callable[[Iterator[RequestT], float | None], Any],
         prepare: Callable[[InputT, int], Item[RequestT, ResponseT, ResultT]],
         source: Source[InputT],
         ledger: Ledger[RequestT, ResponseT, ResultT],
         target: str,
+        limit_s: float | None = None,
     ) -> None:
         self._open_call = open_call
+        self._limit_s = limit_s
         self._prepare: Callable[[InputT, int], Item[RequestT, ResponseT, ResultT]] = prepare
         self._source = source
         self._ledger: Ledger[RequestT, ResponseT, ResultT] = ledger
@@ -58,8 +64,10 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._call: Any = None
         self._given_up = False
         self._owner = threading.get_ident()
-        self._reader = threading.Thread(target=self._run, name="mpcompress-reader", daemon=True)
-        self._reader.start()
+        self._reader: threading.Thread | None = None
+        if limit_s is None:
+            self._reader = threading.Thread(target=self._run, name="mpcompress-reader", daemon=True)
+            self._reader.start()
 
     # ------------------------------------------------------------------------------------------ caller's thread
 
@@ -68,6 +76,8 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
 
         Raises what the source's iterable or the progress callback raised, after the results that are there.
         """
+        if self._reader is None:
+            self._run()
         while True:
             with self._changed:
                 slot = self._ledger.pop()
@@ -87,14 +97,14 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
     def close(self, *, finished: bool = False) -> None:
         """Ends the streams; cancels what is not answered. `finished` waits a moment for the server's status."""
         # The garbage collector may close an abandoned iterator in any thread, even in one that the reader waits for.
-        joins = threading.get_ident() == self._owner
-        if finished and joins:
-            self._reader.join(_END_S)
+        reader = self._reader if threading.get_ident() == self._owner else None
+        if finished and reader is not None:
+            reader.join(_END_S)
         with self._changed:
             self._closed = True
             self._give_up_stream()
-        if joins:
-            self._reader.join()
+        if reader is not None:
+            reader.join()
 
     def _give_up_stream(self) -> None:
         self._stream, self._given_up = None, True
@@ -141,7 +151,7 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
                 return 0.0
             self._stream, self._given_up = stream, False
             self._ledger.stream_opened()
-            self._call = self._open_call(self._requests(stream))
+            self._call = self._open_call(self._requests(stream), self._stream_limit_s())
         try:
             for response in self._call:
                 self._take(response)
@@ -155,6 +165,12 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
             delay_s = self._ledger.stream_ended(None if self._given_up else error, early=early)
             self._changed.notify_all()
         return delay_s
+
+    def _stream_limit_s(self) -> float | None:
+        if self._limit_s is None:
+            return None
+        left_s = self._ledger.next_deadline_s()
+        return (self._limit_s if left_s is None else left_s) + books.GRACE_S
 
     def _take(self, response: ResponseT) -> None:
         if response.WhichOneof("event") == "draining":

@@ -3,7 +3,7 @@
 Coding is pure: an item that was sent twice has the same result twice, so that whatever was not answered may be sent
 again. Three layers, from the inside out:
 
-    gRPC's service config    a call that got no answer at all, UNAVAILABLE: the channel repeats it
+    gRPC's service config    ListCodecs or GetCodecFile without any answer, UNAVAILABLE: the channel repeats the call
     an item's own error      RetryInfo (no room, a crashed worker, draining): the item is sent again after its delay
     a stream that breaks     every item that it did not answer goes over the next stream
 """
@@ -23,8 +23,9 @@ from mpcompress_client.errors import (
 
 _LEAST_ATTEMPTS, _MOST_ATTEMPTS = 1, 100
 _LONGEST_S = 1e6
-# gRPC's own limit.
+# gRPC itself takes at most 5.
 _CALL_ATTEMPTS = 3
+_CALLS = ("ListCodecs", "GetCodecFile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +96,12 @@ def may_succeed_later(error: MPCompressError) -> bool:
 
 
 def service_config(policy: RetryPolicy) -> str:
-    """The policy as gRPC's service config: what the channel does by itself before the first answer."""
-    name = [{"service": "mpcompress.v1.CompressionService"}]
-    method: dict[str, object] = {"name": name}
+    """The policy as gRPC's service config: what the channel does by itself before the first answer.
+
+    Streams of items are left out: the channel would keep copies of what they send, and they are sent again from here.
+    """
+    service = "mpcompress.v1.CompressionService"
+    method: dict[str, object] = {"name": [{"service": service, "method": name} for name in _CALLS]}
     if policy.on:
         method["retryPolicy"] = {
             "maxAttempts": min(policy.attempts, _CALL_ATTEMPTS),

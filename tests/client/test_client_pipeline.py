@@ -294,6 +294,15 @@ def test_an_item_refused_early_is_not_sent_to_its_end(scripted):
     assert received.count("chunk") < 64
 
 
+def test_one_item_larger_than_the_look_ahead(scripted):
+    def stores(requests, context):
+        for header, _ in items(requests):
+            yield from answer(header, b"\x05\0\0\0")
+
+    with CompressionClient(scripted(compress=stores)) as client:
+        assert number_of(client.compress(np.zeros(17 << 20, np.int32), codec="x")) == 5
+
+
 def test_closing_the_client_cancels_its_streams(scripted):
     def waits(requests, context):
         for header, data in items(requests):
