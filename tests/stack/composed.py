@@ -1,0 +1,109 @@
+"""The stack of docker-compose.yml under a project name and ports of its own, by whatever runs compose files here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = "mpcompress-stack-test"
+SERVICES = ("server", "vtm-worker", "envoy", "prometheus", "grafana")
+_PORTS = ("MPCOMPRESS_PORT", "MPCOMPRESS_VTM_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A stack that `up` started.
+
+    Environment: COMPOSE ("docker compose") and CONTAINERS ("docker") are the commands; STACK_SERVICES names the
+    services to start, for machines without the images of all.
+    """
+
+    environment: dict[str, str]
+    services: tuple[str, ...]
+
+    @classmethod
+    def make(cls) -> Stack:
+        """Choose free ports."""
+        ports = {name: str(_free_port()) for name in _PORTS}
+        services = tuple(os.environ.get("STACK_SERVICES", "").split()) or SERVICES
+        return cls(environment={**os.environ, **ports}, services=services)
+
+    def port(self, variable: str) -> int:
+        """Where a service listens on this machine."""
+        return int(self.environment[variable])
+
+    def compose(self, *arguments: str, timeout_s: float = 300) -> str:
+        """Runs a compose command on the stack."""
+        command = [*shlex.split(os.environ.get("COMPOSE", "docker compose")), "-p", PROJECT, *arguments]
+        return self._run(command, timeout_s)
+
+    def containers(self, *arguments: str, timeout_s: float = 120) -> str:
+        """Runs docker, or what stands for it."""
+        return self._run([*shlex.split(os.environ.get("CONTAINERS", "docker")), *arguments], timeout_s)
+
+    def ids(self, service: str) -> list[str]:
+        """Containers of a service that run."""
+        labels = (f"com.docker.compose.project={PROJECT}", f"com.docker.compose.service={service}")
+        found = self.containers("ps", "-q", *(word for label in labels for word in ("--filter", f"label={label}")))
+        return sorted(found.split())
+
+    def healthy(self, container: str) -> bool:
+        """Whether a server says SERVING."""
+        try:
+            self.containers("exec", container, "python", "/opt/mpcompress/healthcheck.py")
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """What Prometheus finds for an expression now."""
+        query = urllib.parse.urlencode({"query": expression})
+        url = f"http://127.0.0.1:{self.port('PROMETHEUS_PORT')}/api/v1/query?{query}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+        return found
+
+    def value(self, expression: str) -> float:
+        """The sum of what an expression gives."""
+        return sum(float(sample["value"][1]) for sample in self.query(expression))
+
+    def _run(self, command: list[str], timeout_s: float) -> str:
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+        if done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+        return done.stdout
+
+
+def eventually(true: Callable[[], bool], what: str, limit_s: float = 120) -> None:
+    """Asks until it is so. Containers and scrapes of other processes have nothing to wait on but their answers."""
+    end = time.monotonic() + limit_s
+    last: Exception | None = None
+    while time.monotonic() < end:
+        try:
+            if true():
+                return
+            last = None
+        except (OSError, ValueError) as error:
+            last = error
+        time.sleep(_PAUSE_S)
+    raise AssertionError(f"not within {limit_s:g} s: {what}") from last
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
