@@ -37,6 +37,10 @@ _OPTIONS: list[tuple[str, Any]] = [
     # Twice what the contract allows: a message a little too large still gets our own answer, with a reason.
     ("grpc.max_receive_message_length", 2 * MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # How far a sender may be ahead of what is read. Else gRPC learns a window from the bandwidth, up to 16 MiB for each
+    # connection, and fills it for streams that wait for room: memory that no limit counts.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 18),
 ]
 
 

@@ -166,6 +166,8 @@ class Stream:
                     await self._take(request)
                 except StreamError as error:
                     self._fail_stream(error)
+            # While the next message comes, which may be long, this one is memory that nobody needs.
+            del request
         self._give_up_current("the stream ended before the item")
         self._ended = True
         self._outbox.nudge()

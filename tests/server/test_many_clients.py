@@ -18,10 +18,10 @@ from raw_wire import compress_messages
 from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
 
 MIB = 1 << 20
-# Beyond what is reserved: an interpreter that serves, what gRPC has received for streams that wait for their turn (per
-# connection, and it grows with the bandwidth that gRPC believes in), and what the allocator keeps.
+# Beyond what is reserved: what the allocator keeps, and for each connection that sends at the same time gRPC's window and
+# a chunk of 1 MiB on its way to where it is used or dropped.
 ALLOWANCE = 128 * MIB
-PER_CLIENT = 2 * MIB
+PER_CLIENT = 5 * MIB
 
 
 def _serve(connection, limits) -> None:
@@ -111,4 +111,3 @@ def test_memory_is_bounded_and_every_item_has_an_end(clients, item, room, wait_s
     assert load.ends["result"] > 0
     assert sum(load.ends.values()) == sum(counted.values()) == clients
     assert peak - before < room + ALLOWANCE + clients * PER_CLIENT, f"{(peak - before) / MIB:.0f} MiB, {load.ends}"
-    print(f"\n{clients} clients: RSS grew by {(peak - before) / MIB:.0f} MiB of {room / MIB:.0f}; {dict(load.ends)}")
