@@ -228,9 +228,10 @@ def against_triton(client: CompressionClient, server: subprocess.Popen[str], pyt
             costs = costs[1:]  # the first warms up
             ms = [statistics.median(cost[way].wall_s for cost in costs) / count * 1e3 for way in range(2)]
             cpu_ms = [statistics.median(cost[way].cpu_s for cost in costs) / count * 1e3 for way in range(2)]
+            name = f"{codec}, {h.nbytes / 1e6:.1f} MB, {'one stream' if stream else 'a call each'}"
             speed = statistics.median(theirs.wall_s / own.wall_s for theirs, own in costs)
             print(
-                f"| {codec}, {h.nbytes / 1e6:.1f} MB, {'one stream' if stream else 'a call each'} | {ms[0]:.1f} | {ms[1]:.1f} | {cpu_ms[0]:.1f} | {cpu_ms[1]:.1f} "
+                f"| {name} | {ms[0]:.1f} | {ms[1]:.1f} | {cpu_ms[0]:.1f} | {cpu_ms[1]:.1f} "
                 f"| {speed:.2f}x | {cpu_ms[0] / cpu_ms[1]:.2f}x |",
                 flush=True,
             )
