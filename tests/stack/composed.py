@@ -49,14 +49,24 @@ class Stack:
         command = [*shlex.split(os.environ.get("COMPOSE", "docker compose")), "-p", PROJECT, *arguments]
         return self._run(command, timeout_s)
 
+    def down(self) -> None:
+        """Removes everything; podman-compose alone would leave the replicas of scaled services."""
+        for service in self.services:
+            for container in self.ids(service, all_of_them=True):
+                self.containers("rm", "-f", container)
+        self.compose("down", "-v")
+
     def containers(self, *arguments: str, timeout_s: float = 120) -> str:
         """Runs docker, or what stands for it."""
         return self._run([*shlex.split(os.environ.get("CONTAINERS", "docker")), *arguments], timeout_s)
 
-    def ids(self, service: str) -> list[str]:
-        """Containers of a service that run."""
+    def ids(self, service: str, all_of_them: bool = False) -> list[str]:
+        """Containers of a service: those that run, or all."""
         labels = (f"com.docker.compose.project={PROJECT}", f"com.docker.compose.service={service}")
-        found = self.containers("ps", "-q", *(word for label in labels for word in ("--filter", f"label={label}")))
+        which = ("-a",) if all_of_them else ()
+        found = self.containers(
+            "ps", "-q", *which, *(word for label in labels for word in ("--filter", f"label={label}"))
+        )
         return sorted(found.split())
 
     def healthy(self, container: str) -> bool:

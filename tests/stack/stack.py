@@ -21,7 +21,7 @@ MAY_BE_EMPTY = ("GPU memory",)
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     stack = Stack.make()
-    stack.compose("down", "-v")
+    stack.down()
     try:
         stack.compose("up", "-d", "--scale", "server=2", *stack.services)
         eventually(lambda: len(stack.ids("server")) == 2, "two servers run")
@@ -29,7 +29,7 @@ def stack() -> Iterator[Stack]:
         eventually(lambda: _members(stack) == 2, "Envoy and Prometheus know two servers")
         yield stack
     finally:
-        stack.compose("down", "-v")
+        stack.down()
 
 
 def _members(stack: Stack) -> float:
