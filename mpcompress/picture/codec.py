@@ -6,8 +6,9 @@ that decoding needs, so that any codec of the three families decodes the units o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -180,6 +181,20 @@ class PictureCodec(FeatureCodec):
         """See `FeatureCodec.compress`. `progress` is told of the finished strips of each item in turn."""
         return [self._compress(item["h"], params, cancel, progress) for item in batch]
 
+    def begin_compress(
+        self, batch: Sequence[Mapping[str, Array]], params: CodingParams, cancel: Sequence[CancelToken]
+    ) -> list[Callable[[], Coded]]:
+        """Leaves all to the second stage, which ends one item's encoder when that item alone is cancelled."""
+        return [
+            partial(self._compress, item["h"], params, token, None) for item, token in zip(batch, cancel, strict=True)
+        ]
+
+    def begin_decompress(
+        self, batch: Sequence[Unit], cancel: Sequence[CancelToken]
+    ) -> list[Callable[[], dict[str, Array]]]:
+        """As `begin_compress`."""
+        return [partial(self._decompress, unit, token) for unit, token in zip(batch, cancel, strict=True)]
+
     def _compress(self, h: Array, params: CodingParams, cancel: CancelToken | None, progress: Progress | None) -> Coded:
         given = dict(params.family)
         if params.qp_eighths is None:
@@ -224,13 +239,13 @@ class PictureCodec(FeatureCodec):
 
     def decompress(self, batch: Sequence[Unit], *, cancel: CancelToken | None = None) -> list[dict[str, Array]]:
         """See `FeatureCodec.decompress`."""
-        decoded = []
-        for unit in batch:
-            (spec,) = unit.specs
-            state = PictureState.read(unit.pstate, spec.shape)
-            h_hat = decode_features(unit.strings, state, spec.shape, decoder=self._decoder, cancel=cancel)
-            decoded.append({"h_hat": _cast(h_hat, spec.dtype)})
-        return decoded
+        return [self._decompress(unit, cancel) for unit in batch]
+
+    def _decompress(self, unit: Unit, cancel: CancelToken | None) -> dict[str, Array]:
+        (spec,) = unit.specs
+        state = PictureState.read(unit.pstate, spec.shape)
+        h_hat = decode_features(unit.strings, state, spec.shape, decoder=self._decoder, cancel=cancel)
+        return {"h_hat": _cast(h_hat, spec.dtype)}
 
     def warm_up(self) -> None:
         """Asks the encoder for its version, which later units carry, while nobody waits."""
