@@ -118,10 +118,10 @@ def test_a_killed_server_loses_no_item(stack: Stack) -> None:
         stack.containers("kill", "-s", "KILL", victim)
         since = len(load.answers)
         eventually(lambda: len(load.answers) > since + 50, "the load goes on")
-    _all_answered(load)
     stack.containers("start", victim)  # a kill by hand is not what `restart: unless-stopped` repairs
     eventually(lambda: stack.healthy(victim), "the server is back")
     eventually(lambda: _members(stack) == 2, "Envoy finds it")
+    _all_answered(load)
 
 
 def test_a_killed_worker_loses_no_item(stack: Stack) -> None:
