@@ -51,10 +51,12 @@ class Stack:
 
     def down(self) -> None:
         """Removes everything; podman-compose alone would leave the replicas of scaled services."""
-        for service in self.services:
-            for container in self.ids(service, all_of_them=True):
-                self.containers("rm", "-f", container)
         self.compose("down", "-v")
+        left = [container for service in self.services for container in self.ids(service, all_of_them=True)]
+        for container in left:
+            self.containers("rm", "-f", container)
+        if left:
+            self.compose("down", "-v")
 
     def containers(self, *arguments: str, timeout_s: float = 120) -> str:
         """Runs docker, or what stands for it."""
