@@ -9,7 +9,8 @@
     ├── UnknownCodecError (LookupError)      no codec of that id or fingerprint is loaded
     ├── CodecUnavailableError (RuntimeError) known, but it cannot run here (missing engine, untrained, no tables)
     ├── CodecFileError (ValueError)          a codec file or specification that cannot be loaded
-    └── CodecCrashedError (RuntimeError)     the codec's process died, hung or ran out of memory
+    ├── CodecCrashedError (RuntimeError)     the codec's process died, hung or ran out of memory
+    └── CodingCancelledError (RuntimeError)  the caller's cancel token was set
 
 `field` names the offending input in the caller's terms (``"tensors[0]"``, ``"params.qp"``); the server puts it
 into a google.rpc.BadRequest and the client puts it back.
@@ -22,6 +23,7 @@ __all__ = [
     "CodecFileError",
     "CodecMismatchError",
     "CodecUnavailableError",
+    "CodingCancelledError",
     "CorruptBitstreamError",
     "InvalidInputError",
     "MpcompressError",
@@ -74,3 +76,7 @@ class CodecFileError(MpcompressError, ValueError):
 
 class CodecCrashedError(MpcompressError, RuntimeError):
     """The process that ran the codec died, hung or ran out of memory; other items are not affected."""
+
+
+class CodingCancelledError(MpcompressError, RuntimeError):
+    """The caller's cancel token was set; every process that worked for it is gone."""

@@ -25,6 +25,9 @@ from mpcompress_client.errors import (
     UnknownCodecError,
 )
 
+# How gRPC words a connection that is lost under a call: grpc.aio while it hands over a message, and both when a proxy
+# resets the stream because its server died. Our server's own INTERNAL always comes with details.
+_BROKEN_CONNECTION = ("Internal error from Core", "RST_STREAM", "Stream removed")
 _STATUS_DETAILS = "grpc-status-details-bin"
 _REQUEST_ID = "request_id"
 
@@ -112,6 +115,8 @@ def error_of_call(
         lowered = reason.lower()
         hint = next((advice for words, advice in _CONNECTION_HINTS if words in lowered), hint)
         return ServerUnavailableError(f"cannot reach {target}: {hint} ({reason})")
+    if code is grpc.StatusCode.INTERNAL and any(words in reason for words in _BROKEN_CONNECTION):
+        return ServerUnavailableError(f"the connection to {target} broke ({reason})")
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return AccessDeniedError(f"{target} does not know this client: {_TOKEN_HINT} ({reason})")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

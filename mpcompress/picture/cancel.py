@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from mpcompress.errors import MpcompressError
+from mpcompress.codec import CancelToken
+from mpcompress.errors import CodingCancelledError
 
 __all__ = ["CancelToken", "CodingCancelledError", "raise_if_cancelled"]
-
-
-class CancelToken(Protocol):
-    """What tells an encoder to stop: a `threading.Event` is one."""
-
-    def is_set(self) -> bool:
-        """Whether the caller no longer wants the result."""
-        ...
-
-
-class CodingCancelledError(MpcompressError, RuntimeError):
-    """The caller's cancel token was set; every process that worked for it is gone."""
 
 
 def raise_if_cancelled(cancel: CancelToken | None) -> None:

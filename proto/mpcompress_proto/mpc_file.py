@@ -95,6 +95,9 @@ def read(data: bytes) -> tuple[pb.CodedUnitHeader, bytes]:
     header.bitstream_version = data[15] >> 2
     header.payload_bytes = len(payload)
     header.payload_crc32 = zlib.crc32(payload)
+    if list(header.stream_bytes) == [len(payload)]:
+        # One stream is written without its size; a file that has it all the same means the same.
+        header.ClearField("stream_bytes")
     return header, payload
 
 
@@ -121,7 +124,7 @@ def _state(header: pb.CodedUnitHeader) -> bytes:
 
 def _merge_names(header: pb.CodedUnitHeader, tensors: list[pb.TensorSpec]) -> None:
     """Puts the names from the state into the tensors from the descriptors, and those into the header."""
-    names = [spec.name for spec in header.tensors] or [FEATURES]
+    names = [spec.name or FEATURES for spec in header.tensors] or [FEATURES]
     if len(names) != len(tensors):
         raise CorruptUnitError(f"{len(tensors)} tensors but {len(names)} names", field="unit.tensors")
     header.ClearField("tensors")

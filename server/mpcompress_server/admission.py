@@ -107,7 +107,7 @@ class Admission:
         left_s = deadline - self._clock()
         if expected_s > left_s:
             error = DeadlineUnreachableError(
-                f"the items before it take about {expected_s:.1f} s, it has {max(left_s, 0.0):.1f} s"
+                f"its time limit leaves {max(left_s, 0.0):.1f} s, and the items before it take about {expected_s:.1f} s"
             )
             error.retry_after_s = expected_s
             raise error

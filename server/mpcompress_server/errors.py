@@ -136,6 +136,7 @@ TABLE: dict[type[BaseException], Rule] = {
     library.CodecUnavailableError: Rule(code=_CODE.FAILED_PRECONDITION, reason="CODEC_UNAVAILABLE"),
     library.CodecFileError: Rule(code=_CODE.FAILED_PRECONDITION, reason="CODEC_UNAVAILABLE"),
     library.CodecCrashedError: Rule(code=_CODE.UNAVAILABLE, reason="CODEC_CRASHED", retry=True),
+    library.CodingCancelledError: Rule(code=_CODE.CANCELLED, reason="ITEM_CANCELLED"),
     ItemTooLargeError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="ITEM_TOO_LARGE", quota=True),
     NoRoomError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="NO_ROOM", retry=True),
     DeadlineUnreachableError: Rule(code=_CODE.RESOURCE_EXHAUSTED, reason="DEADLINE_UNREACHABLE", retry=True),

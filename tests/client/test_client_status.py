@@ -136,3 +136,17 @@ def _array():
     import numpy as np
 
     return np.ones((2, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    "words", ["Internal error from Core", "Stream removed (RST_STREAM error code 2)", "Received RST_STREAM with code 2"]
+)
+def test_a_reset_stream_is_a_lost_connection(words):
+    # A proxy resets the stream when its server dies: that is no bug of the server, and may be sent again.
+    assert type(error_of_call(CODE.INTERNAL, words, None, "host:1")) is errors.ServerUnavailableError
+
+
+def test_the_servers_own_internal_error_stays_one():
+    own = status(CODE.INTERNAL, "Stream removed")
+    trailing = [("grpc-status-details-bin", own.SerializeToString())]
+    assert type(error_of_call(CODE.INTERNAL, "Stream removed", trailing, "host:1")) is errors.ServerError

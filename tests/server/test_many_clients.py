@@ -18,8 +18,8 @@ from raw_wire import compress_messages
 from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
 
 MIB = 1 << 20
-# Beyond what is reserved: what the allocator keeps, and for each connection that sends at the same time gRPC's window and
-# a chunk of 1 MiB on its way to where it is used or dropped.
+# Beyond what is reserved: what the allocator keeps, and for each connection that sends at the same time gRPC's window
+# and a chunk of 1 MiB on its way to where it is used or dropped.
 ALLOWANCE = 128 * MIB
 PER_CLIENT = 5 * MIB
 
