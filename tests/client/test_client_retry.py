@@ -9,6 +9,7 @@ from itertools import count
 import grpc
 import numpy as np
 import pytest
+from conftest import FINAL
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from scripted_server import answer, items, refuse, status, store
@@ -362,11 +363,12 @@ def test_a_broken_contract_is_not_sent_again(scripted):
     with CompressionClient(scripted(compress=mute)) as client:
         with pytest.raises(ServerError, match="without answering"):
             client.compress(numbered(1), codec="x")
-        assert next(streams) == 1
+        # A stream that ended before it took the item is not the item's fault: one more is opened for it.
+        assert next(streams) <= 2
         results = list(client.compress_many(map(numbered, range(5)), codec="x", errors="return"))
         assert [type(result) for result in results] == [ServerError] * 5
     # Each stream that is in vain costs an item its result, and one more finds that none is left.
-    assert next(streams) <= 1 + 1 + 5 + 1
+    assert next(streams) <= 2 + 1 + 5 + 1
 
 
 def test_a_server_that_comes_late_is_reached(scripted):
@@ -471,8 +473,6 @@ def test_progress_events(scripted):
 
 
 def test_progress_of_a_real_server(client, final):
-    from conftest import FINAL
-
     stages: dict[int, list[str]] = {0: [], 1: [], 2: []}
     many = client.compress_many(final[:3], codec=FINAL, progress=lambda event: stages[event.index].append(event.stage))
     assert len(list(many)) == 3

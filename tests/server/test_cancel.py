@@ -19,7 +19,8 @@ from mpcompress_server.dropping import DroppedError
 
 PLUGINS = ("mpc_test_codecs", "mpc_load_codecs")
 GATED = {"id": "store", "family": "test_staged", "max_batch": 4, "options": {"first": "first", "second": "second"}}
-SHORT = Duration(nanos=100_000_000)
+# Long enough for an item to reach its stage on a busy machine.
+SHORT = Duration(nanos=700_000_000)
 
 
 @pytest.fixture
@@ -60,10 +61,11 @@ async def _reach(call, stage: str, gates, **fields) -> None:
 async def test_every_cause_at_every_stage(start_server, connect, gates, cause, stage):
     server = await start_server([GATED], plugins=PLUGINS)
     call = pb_grpc.CompressionServiceStub(connect(server)).Compress()
-    await _reach(call, stage, gates, **({"timeout": SHORT, "want_progress": True} if cause == "deadline" else {}))
+    await _reach(call, stage, gates, want_progress=True, **({"timeout": SHORT} if cause == "deadline" else {}))
     if cause == "call":
-        while not server.servicer.budget.items >= (2 if stage == "queued" else 1):
-            await asyncio.sleep(0.001)
+        reached = pb.ItemProgress.STAGE_ACCEPTED if stage == "receiving" else pb.ItemProgress.STAGE_QUEUED
+        while (await call.read()).progress.stage != reached:
+            pass
         call.cancel()
     else:
         if cause == "item":
@@ -72,8 +74,9 @@ async def test_every_cause_at_every_stage(start_server, connect, gates, cause, s
             pass
         wanted = "ITEM_CANCELLED" if cause == "item" else "ITEM_TIMEOUT"
         assert (response.item_id, details(response.error)["reason"]) == (1, wanted)
-    while not server.counters.cancelled[cause, stage]:
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        while not server.counters.cancelled[cause, stage]:
+            await asyncio.sleep(0.001)
     for gate in gates:
         gate.open.set()
     await _settled(server)
