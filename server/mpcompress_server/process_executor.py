@@ -149,12 +149,14 @@ class ProcessExecutor:
         if worker is None:
             return
         worker.close()
+        if self._closing.is_set():  # killed because nobody needs it any more: no failure
+            return
         self._failures += 1
         self.restarts += 1
         doublings = self._failures - (1 if cause is None else 2)
         self.pause_s = 0.0 if doublings < 0 else min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(doublings, 30))
         self._not_before = time.monotonic() + self.pause_s
-        if cause is not None and not self._closing.is_set():
+        if cause is not None:
             _log.error("worker died", codec=self._hello.spec["id"], pid=worker.pid, error=cause.message)
 
 
