@@ -102,7 +102,7 @@ async def test_get_codec_file(start_server, connect):
 
 async def test_instances_work_at_the_same_time(start_server, connect):
     gate = GATES["two"] = Gate()
-    entry = {"id": "store", "family": "test_bytes", "instances": 2, "options": {"gate": "two"}}
+    entry = {"id": "store", "family": "test_bytes", "instances": 2, "max_batch": 1, "options": {"gate": "two"}}
     channel = connect(await start_server([entry]))
     tasks = [asyncio.create_task(compress_one(channel, features(4))) for _ in range(2)]
     for _ in tasks:
