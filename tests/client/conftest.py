@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from own_server import own_server
 from scripted_server import Script, ScriptedServicer
 
 from mpcompress_client import CompressionClient
@@ -22,7 +23,6 @@ from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
 
 BLOCK6, FINAL = "klt-imgfocus-vits14-block6", "klt-imgfocus-vits14-final"
 DATA = Path(__file__).parent.parent / "data"
-_POLL_S = 0.05
 
 CONFIG = f"""
 [limits]
@@ -37,27 +37,16 @@ id = "{FINAL}"
 """
 
 
+def heed_interrupts() -> None:
+    """For `preexec_fn`: a shell that runs the tests in the background has its children ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a real server with the two shipped klt codecs."""
-    folder = tmp_path_factory.mktemp("server")
-    config, port_file, log = folder / "server.toml", folder / "port", folder / "log"
-    config.write_text(CONFIG)
-    command = [sys.executable, "-m", "mpcompress_server", "serve", "--config", str(config)]
-    command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file)]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink)
-    try:
-        while not port_file.exists():
-            try:
-                process.wait(_POLL_S)
-            except subprocess.TimeoutExpired:
-                continue
-            pytest.fail(f"the server ended: {log.read_text()}")
-        yield port_file.read_text().strip()
-    finally:
-        process.terminate()
-        process.wait(30)
+    with own_server(tmp_path_factory.mktemp("server"), CONFIG) as target:
+        yield target
 
 
 @pytest.fixture

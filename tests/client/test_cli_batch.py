@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BLOCK6, FINAL
+from conftest import BLOCK6, FINAL, heed_interrupts
 
 from mpcompress_client import CodedUnit
 from mpcompress_client.cli import run
@@ -152,7 +152,9 @@ def test_an_interrupted_batch_goes_on_where_it_ended(mpcompress, server, final):
         np.save(f"many/{number:03}.npy", final[number % 4])
     command = [sys.executable, "-c", "from mpcompress_client.cli import main; main()"]
     command += ["compress", "many", "-o", "units", *CODEC, "--target", server]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     while process.poll() is None and not list(Path().glob("units/*.mpc")):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BLOCK6, FINAL
+from conftest import BLOCK6, FINAL, heed_interrupts
 
 from mpcompress_client import CodedUnit, CompressionClient
 from mpcompress_client.cli import run
@@ -303,7 +303,9 @@ def test_interrupted(scripted):
     ended = threading.Event()
     target = scripted(list_codecs=silent)
     command = [sys.executable, "-c", "from mpcompress_client.cli import main; main()", "codecs", "--target", target]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     out, err = process.communicate(timeout=60)
     ended.set()
     assert process.returncode == 130

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_server import own_server
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -25,7 +26,6 @@ id = "klt-imgfocus-vits14-final"
 id = "klt-imgfocus-vits14-block6"
 
 """
-_POLL_S = 0.05
 _LIMIT_S = 300
 
 
@@ -42,24 +42,11 @@ def run(name: str, *arguments: str, target: str = "127.0.0.1:1") -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server with the shipped klt codecs, and with torch also the context codec that its example configures."""
     folder = tmp_path_factory.mktemp("examples")
-    config, port_file, log = folder / "server.toml", folder / "port", folder / "log"
-    run("ctx_conditional.py", "--write-config", str(config))
-    config.write_text(KLT + (config.read_text() if HAS_TORCH else ""))
-    command = [sys.executable, "-m", "mpcompress_server", "serve", "--config", str(config), "--allow-untrained"]
-    command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file)]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink)
-    try:
-        while not port_file.exists():
-            try:
-                process.wait(_POLL_S)
-            except subprocess.TimeoutExpired:
-                continue
-            pytest.fail(f"the server ended: {log.read_text()}")
-        yield port_file.read_text().strip()
-    finally:
-        process.terminate()
-        process.wait(30)
+    context = folder / "context.toml"
+    run("ctx_conditional.py", "--write-config", str(context))
+    config = KLT + (context.read_text() if HAS_TORCH else "")
+    with own_server(folder, config, "--allow-untrained") as target:
+        yield target
 
 
 def test_every_example_is_run_here():

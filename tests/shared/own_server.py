@@ -1,14 +1,16 @@
-"""A real server with a configuration of its own, for tests that the shared one does not serve."""
+"""A real server in a process of its own."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _POLL_S = 0.05
+_START_S = 120
 
 
 @contextmanager
@@ -21,12 +23,15 @@ def own_server(folder: Path, config: str, *arguments: str) -> Iterator[str]:
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=sink)
     try:
-        while not port_file.exists():
+        latest = time.monotonic() + _START_S
+        while not port_file.exists() and time.monotonic() < latest:
             try:
                 process.wait(_POLL_S)
             except subprocess.TimeoutExpired:
                 continue
             raise AssertionError(f"the server ended: {log.read_text()}")
+        if not port_file.exists():
+            raise AssertionError(f"the server did not start: {log.read_text()}")
         yield port_file.read_text().strip()
     finally:
         process.terminate()
