@@ -16,13 +16,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from mpcompress.codec import Array, Coded, CodingParams, FeatureCodec, TensorSpec, Unit
-from mpcompress_proto.tensors import data_type, dtype_of
+from mpcompress_proto.tensors import cast, data_type, dtype_of
 from mpcompress_server.dropping import Dropped, DroppedError
-
-_FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,15 +214,5 @@ def _as_wanted(found: Mapping[str, Array], specs: tuple[TensorSpec, ...]) -> Out
         if array is None or array.shape != spec.shape:
             shape = None if array is None else array.shape
             return RuntimeError(f"output {spec.name} has shape {shape}, promised was {spec.shape}")
-        result[spec.name] = cast(array, spec.dtype)
+        result[spec.name] = cast(array, dtype_of(data_type(spec.dtype)))
     return result
-
-
-def cast(array: Array, dtype: str) -> Array:
-    """Converts to a dtype that travels. float16 saturates: a decoded value beyond 65504 is no infinity."""
-    target = dtype_of(data_type(dtype))
-    if array.dtype == target:
-        return array
-    if dtype == "float16":
-        array = np.clip(array, -_FLOAT16_MAX, _FLOAT16_MAX)
-    return array.astype(target)
