@@ -76,6 +76,8 @@ class Server:
             interceptors.append(AuthInterceptor(self._tokens))
         self._grpc = grpc.aio.server(options=[*_OPTIONS, *settings.connections.options()], interceptors=interceptors)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health_lock = asyncio.Lock()
+        self._telling: set[asyncio.Task[None]] = set()
         self._reloader: Reloader | None = None
         self._router: Router | None = None
 
@@ -116,6 +118,7 @@ class Server:
         await self._grpc.start()
         for service in ("", SERVICE):
             await self._health.set(service, _HEALTH.SERVING)
+        self.fleet.on_change = self._health_changed
         await self._tell_health()
         _log.info("serving", address=self.address, codecs=_available(codecs))
 
@@ -163,11 +166,18 @@ class Server:
 
     async def _tell_health(self, removed: Sequence[str] = ()) -> None:
         """The health of each codec, as service `codec/ID`."""
-        for loaded in self.fleet.codecs:
-            status = _HEALTH.NOT_SERVING if loaded.unavailable else _HEALTH.SERVING
-            await self._health.set(f"codec/{loaded.id}", status)
-        for codec_id in removed:
-            await self._health.set(f"codec/{codec_id}", _HEALTH.SERVICE_UNKNOWN)
+        async with self._health_lock:
+            for loaded in self.fleet.codecs:
+                status = _HEALTH.SERVING if self.fleet.ready(loaded) else _HEALTH.NOT_SERVING
+                await self._health.set(f"codec/{loaded.id}", status)
+            for codec_id in removed:
+                await self._health.set(f"codec/{codec_id}", _HEALTH.SERVICE_UNKNOWN)
+
+    def _health_changed(self) -> None:
+        """A worker process went into back-off or came out of it."""
+        task = asyncio.get_running_loop().create_task(self._tell_health())
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     def _bind(self) -> str:
         listen = self.settings.listen

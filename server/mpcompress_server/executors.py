@@ -16,7 +16,15 @@ from mpcompress_server.calls import Call, CallResult, begin_call, run_call
 
 
 class Executor(Protocol):
-    """Runs the calls of one codec instance."""
+    """Runs the calls of one codec instance.
+
+    Attributes:
+        ready: whether it can, now or in a moment.
+        on_change: called in the event loop when `ready` has changed.
+    """
+
+    ready: bool
+    on_change: Callable[[], None]
 
     async def start(self) -> None:
         """Loads and warms up the codec. Raises what loading raises."""
@@ -40,6 +48,8 @@ class ThreadExecutor:
     """
 
     def __init__(self, load: Callable[[], FeatureCodec], name: str) -> None:
+        self.ready = True
+        self.on_change: Callable[[], None] = lambda: None
         self._load = load
         self._codec: FeatureCodec | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)

@@ -41,6 +41,11 @@ class Running:
         """Worker processes that were started again."""
         return sum(getattr(executor, "restarts", 0) for executor in self.executors)
 
+    @property
+    def ready(self) -> bool:
+        """Whether one of its instances can run calls."""
+        return any(executor.ready for executor in self.executors)
+
     async def close(self) -> None:
         """Fails the jobs that wait; ends worker processes, waits for threads."""
         await asyncio.gather(self.scheduler.close(), *(executor.close() for executor in self.executors))
@@ -55,6 +60,8 @@ class Fleet:
 
     def __init__(self, counters: Counters) -> None:
         self.codecs = CodecSet([])
+        self.on_change: Callable[[], None] = lambda: None
+        """Called in the event loop when what `ready` says has changed for a codec."""
         self._counters = counters
         self._running: weakref.WeakKeyDictionary[LoadedCodec, Running] = weakref.WeakKeyDictionary()
         self._retiring: dict[Running, asyncio.Task[None]] = {}
@@ -67,6 +74,8 @@ class Fleet:
         devices: tuple[str | None, ...] = loaded.entry.devices or (None,)
         places = [device for device in devices for _ in range(loaded.entry.instances)]
         executors = [_executor(loaded, settings, device, index) for index, device in enumerate(places)]
+        for executor in executors:
+            executor.on_change = self._changed
         try:
             for executor in executors:
                 await executor.start()
@@ -81,6 +90,14 @@ class Fleet:
         scheduler = BatchScheduler({loaded.id: executors}, {loaded.id: batching}, self._counters)
         await scheduler.start()
         self._running[loaded] = Running(codec_id=loaded.id, executors=tuple(executors), scheduler=scheduler)
+
+    def ready(self, loaded: LoadedCodec) -> bool:
+        """Whether a codec can code: not when it is unavailable, nor while all its worker processes are in back-off."""
+        running = self._running.get(loaded)
+        return not loaded.unavailable and running is not None and running.ready
+
+    def _changed(self) -> None:
+        self.on_change()
 
     def exchange(self, codecs: CodecSet) -> None:
         """Makes these the codecs of new items. Those that are not among them close when their items are gone."""

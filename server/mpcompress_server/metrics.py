@@ -127,7 +127,7 @@ class _State(Collector):
     def _read(self) -> list[Metric]:
         counters, fleet = self._counters, self._fleet
         rejected = {key: count for key, count in counters.items.items() if key[1] in _REJECTED}
-        ready = {(loaded.id,): float(not loaded.unavailable) for loaded in fleet.codecs}
+        ready = {(loaded.id,): float(fleet.ready(loaded)) for loaded in fleet.codecs}
         metrics: list[Metric] = [
             _count("mpcompress_items", "Items by result: ok, or the reason.", ("operation", "result"), counters.items),
             _count("mpcompress_items_rejected", "Items turned away.", ("operation", "reason"), rejected),

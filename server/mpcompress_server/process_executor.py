@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -70,13 +71,20 @@ class ProcessExecutor:
         self._closing = threading.Event()
         self._failures = 0
         self._not_before = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._next_start: asyncio.TimerHandle | None = None
         self.restarts = 0
         self.pause_s = 0.0
         """How long the next worker had to wait after the last one failed, seconds."""
+        self.ready = False
+        """Whether calls can be run now, or as soon as a worker that died for the first time is replaced."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called in the event loop when `ready` has changed."""
 
     async def start(self) -> None:
         """Starts the worker. Raises what loading raises there."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, self._start)
+        self._loop = asyncio.get_running_loop()
+        await self._loop.run_in_executor(self._pool, self._start)
 
     async def run(self, call: Call, next_may_begin: Callable[[], None]) -> CallResult:
         """Runs one call; a worker that dies in it gives every item of it a CodecCrashedError."""
@@ -88,6 +96,8 @@ class ProcessExecutor:
             self._closing.set()
             if self._worker is not None:
                 self._worker.kill()
+        if self._next_start is not None:
+            self._next_start.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._shut_down)
 
     def _shut_down(self) -> None:
@@ -111,18 +121,17 @@ class ProcessExecutor:
                 self._bury(CodecCrashedError("it was out of memory"))
             else:
                 self._failures = 0
-        finally:
-            if self._worker is None and self._failures <= 1:
-                with self._lock:
-                    if not self._closing.is_set():
-                        self._pool.submit(self._restart)
         return result
 
     def _start(self) -> None:
         wait_s = self._not_before - time.monotonic()
         if wait_s > _PATIENCE_S or (wait_s > 0 and self._closing.wait(wait_s)) or self._closing.is_set():
             raise CodecCrashedError("the codec's process could not be started; it will be tried again")
-        worker = _Worker(self._hello)
+        try:
+            worker = _Worker(self._hello)
+        except OSError as error:  # no memory or no descriptors for another process: perhaps later
+            self._failed(at_start=True)
+            raise CodecCrashedError(f"the codec's process could not be started: {error.strerror}") from error
         with self._lock:
             self._worker = worker
         if self._closing.is_set():  # while it was being made
@@ -132,9 +141,10 @@ class ProcessExecutor:
         except Exception:
             self._bury(None)
             raise
+        self._is_ready(True)
 
     def _restart(self) -> None:
-        """Starts a new worker at once: the items of the old one have their answers, the next may come soon."""
+        """Starts a new worker before somebody asks: a codec that says it is not ready would never be asked."""
         if self._worker is not None or self._closing.is_set():
             return
         try:
@@ -151,13 +161,43 @@ class ProcessExecutor:
         worker.close()
         if self._closing.is_set():  # killed because nobody needs it any more: no failure
             return
-        self._failures += 1
         self.restarts += 1
-        doublings = self._failures - (1 if cause is None else 2)
-        self.pause_s = 0.0 if doublings < 0 else min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(doublings, 30))
-        self._not_before = time.monotonic() + self.pause_s
+        self._failed(at_start=cause is None)
         if cause is not None:
             _log.error("worker died", codec=self._hello.spec["id"], pid=worker.pid, error=cause.message)
+
+    def _failed(self, *, at_start: bool) -> None:
+        """Counts a failure and lets the next worker start after a pause that grows with their number."""
+        self._failures += 1
+        doublings = self._failures - (1 if at_start else 2)
+        self.pause_s = 0.0 if doublings < 0 else min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2 ** min(doublings, 30))
+        self._not_before = time.monotonic() + self.pause_s
+        if self.pause_s:
+            self._is_ready(False)
+        self._in_loop(self._plan_start)
+
+    def _plan_start(self) -> None:
+        """In the event loop: a timer for the next start."""
+
+        def start() -> None:
+            with self._lock:
+                if not self._closing.is_set():
+                    self._pool.submit(self._restart)
+
+        if self._next_start is not None:
+            self._next_start.cancel()
+        if self._loop is not None and not self._closing.is_set():
+            self._next_start = self._loop.call_later(max(0.0, self._not_before - time.monotonic()), start)
+
+    def _is_ready(self, ready: bool) -> None:
+        if ready is not self.ready:
+            self.ready = ready
+            self._in_loop(self.on_change)
+
+    def _in_loop(self, callback: Callable[[], None]) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody needs to know
+                self._loop.call_soon_threadsafe(callback)
 
 
 class _Worker:
