@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from mpcompress_server.allocator import return_freed_memory
 from mpcompress_server.settings import Settings, SettingsError, load_settings
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -63,6 +64,7 @@ def serve(
     log_level: str,
 ) -> None:
     """Serve codecs until SIGTERM or Ctrl-C; SIGHUP reads the codecs of the configuration again."""
+    return_freed_memory()
 
     def source() -> Settings:
         return load_settings(

@@ -21,6 +21,7 @@ from typing import Any
 from mpcompress import registry
 from mpcompress.codec import FeatureCodec
 from mpcompress.errors import MpcompressError
+from mpcompress_server.allocator import return_freed_memory
 from mpcompress_server.arena import Arena, Ref, view
 from mpcompress_server.calls import Call, CallResult, CompressCall, Outcome, run_call
 from mpcompress_server.codecs import import_plugins
@@ -62,6 +63,7 @@ class WorkerBugError(Exception):
 
 def main() -> None:
     """Loads the codec it is told to, then serves calls until the socket closes."""
+    return_freed_memory()
     connection, arena = Connection(int(sys.argv[1])), Arena(int(sys.argv[2]))
     try:
         hello: Hello = connection.recv()

@@ -1,0 +1,35 @@
+"""How this process asks the operating system for memory, so that what items took goes back when they are gone."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Mapping
+
+# Numbers from malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+# Above this a block is a mapping of its own, which is gone when it is freed: a tensor. Chunks, 1 MiB, and small items
+# come from the heap: a mapping for each takes a page fault for every 4 KiB.
+_MAPPED_BYTES = 4 << 20
+# What is kept free at the heap's top. With less, each chunk's pages are given back and fetched again, zeroed, for the
+# next: more than half of a streaming server's CPU time (`benchmarks/service_overhead.py --only streaming`).
+_KEPT_BYTES = 64 << 20
+
+
+def return_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tells glibc to use one arena and to give freed blocks back; whether it was told.
+
+    By default each thread has an arena that keeps what it frees, and blocks of up to 32 MiB come from arenas once one
+    of their size was freed: after hours of items of mixed sizes a server holds several times what it uses.
+    Settings of the user (MALLOC_..., or glibc.malloc in GLIBC_TUNABLES) win. Call it before the first thread starts.
+    """
+    chosen = any(name.startswith("MALLOC_") for name in environment)
+    if chosen or "glibc.malloc" in environment.get("GLIBC_TUNABLES", "") or sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    settings = ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, _MAPPED_BYTES), (_TRIM_THRESHOLD, _KEPT_BYTES))
+    return all([mallopt(name, value) for name, value in settings])
