@@ -210,7 +210,7 @@ class AsyncCompressionClient(AsyncConnection):
 
         def open_call() -> Any:
             self._check_open()
-            return getattr(self._stub, method)(metadata=self._endpoint.metadata)
+            return self._lines.call(method)
 
         async def start(ordered: bool) -> AsyncGenerator[tuple[int, Any], None]:
             self._check_open()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 import grpc
 import grpc.aio
@@ -11,9 +12,9 @@ import grpc.aio
 from mpcompress_client import infos
 from mpcompress_client.calls import CodecFile
 from mpcompress_client.connection_base import ConnectionArguments, ConnectionBase
+from mpcompress_client.lines import Lines
 from mpcompress_client.status import error_of_rpc
 from mpcompress_proto.v1 import compression_pb2 as pb
-from mpcompress_proto.v1.compression_pb2_grpc import CompressionServiceStub
 
 
 class AsyncConnection(ConnectionBase):
@@ -30,8 +31,8 @@ class AsyncConnection(ConnectionBase):
         **arguments: Unpack[ConnectionArguments],
     ) -> None:
         super().__init__(target, channel, arguments)
-        self._channel = channel
-        self._the_stub: Any = None
+        self._lines = Lines(self._endpoint, channel, self._open_channel, self._close_later)
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -44,8 +45,8 @@ class AsyncConnection(ConnectionBase):
     async def close(self) -> None:
         """Closes the connection; calls that are under way end with CancelledError."""
         self._closed = True
-        if self._owned and self._channel is not None:
-            await self._channel.close(None)
+        for channel in self._lines.drain():
+            await channel.close(None)
 
     async def codecs(self, *, timeout_s: float | None = None) -> list[infos.CodecInfo]:
         """The server's codecs, in order of id."""
@@ -59,11 +60,8 @@ class AsyncConnection(ConnectionBase):
     async def codec_file(self, codec: str, *, fingerprint: bytes = b"", timeout_s: float | None = None) -> bytes:
         """As `CompressionClient.codec_file`."""
         self._check_open()
-        call = self._stub.GetCodecFile(
-            pb.GetCodecFileRequest(codec_id=codec, fingerprint=fingerprint),
-            timeout=self._timeout(timeout_s),
-            metadata=self._endpoint.metadata,
-        )
+        request = pb.GetCodecFileRequest(codec_id=codec, fingerprint=fingerprint)
+        call = self._lines.call("GetCodecFile", request, timeout_s=self._timeout(timeout_s))
         file = CodecFile(codec)
         try:
             async for response in call:
@@ -75,27 +73,25 @@ class AsyncConnection(ConnectionBase):
             call.cancel()
         return file.checked()
 
-    @property
-    def _stub(self) -> Any:
-        """Made when first used: a channel belongs to the event loop that runs then."""
-        if self._the_stub is None:
-            if self._channel is None:
-                self._channel = self._open_channel()
-            self._the_stub = CompressionServiceStub(self._channel)
-        return self._the_stub
-
     def _open_channel(self) -> grpc.aio.Channel:
-        options = self._endpoint.options
-        if self._endpoint.credentials is not None:
-            return grpc.aio.secure_channel(self.target, self._endpoint.credentials, options=options)
+        """Opened when first used: a channel belongs to the event loop that runs then."""
+        options, credentials = self._endpoint.options, self._endpoint.credentials
+        if credentials is not None:
+            return grpc.aio.secure_channel(self.target, credentials, options=options)
         return grpc.aio.insecure_channel(self.target, options=options)
+
+    def _close_later(self, channel: grpc.aio.Channel) -> None:
+        closing = asyncio.ensure_future(channel.close(None))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _list(self, timeout_s: float | None) -> pb.ListCodecsResponse:
         self._check_open()
         try:
-            response: pb.ListCodecsResponse = await self._stub.ListCodecs(
-                pb.ListCodecsRequest(), timeout=self._timeout(timeout_s), metadata=self._endpoint.metadata
-            )
+            with self._lines.held() as stub:
+                response: pb.ListCodecsResponse = await stub.ListCodecs(
+                    pb.ListCodecsRequest(), timeout=self._timeout(timeout_s), metadata=self._endpoint.metadata
+                )
         except grpc.RpcError as error:
             raise error_of_rpc(error, self.target) from error
         return self._listed(response)

@@ -185,7 +185,7 @@ class CompressionClient(Connection):
         options = self._options(codec, qp, token_res, prefix_tokens, params)
         limit_s, want = self._timeout(timeout_s), check_callback(progress) is not None
         return self._many(
-            self._stub.Compress,
+            "Compress",
             lambda value, _: options.item(value, limit_s, want),
             items,
             limit_s,
@@ -253,7 +253,7 @@ class CompressionClient(Connection):
         options = DecompressOptions(dtype=dtype)
         limit_s, want = self._timeout(timeout_s), check_callback(progress) is not None
         return self._many(
-            self._stub.Decompress,
+            "Decompress",
             lambda value, index: options.item_of(value, limit_s, out, index, want),
             units,
             limit_s,
@@ -265,7 +265,7 @@ class CompressionClient(Connection):
 
     def _many(
         self,
-        method: Callable[..., Any],
+        method: str,
         prepare: Callable[[InputT, int], Item[RequestT, ResponseT, ResultT]],
         inputs: Iterable[InputT],
         limit_s: float,
@@ -279,7 +279,7 @@ class CompressionClient(Connection):
 
         def open_call(requests: Iterator[RequestT], call_limit_s: float | None) -> Any:
             self._check_open()
-            return method(requests, timeout=call_limit_s, metadata=self._endpoint.metadata)
+            return self._lines.call(method, requests, timeout_s=call_limit_s)
 
         def start(ordered: bool, only: bool) -> Generator[tuple[int, ResultT | MPCompressError], None, None]:
             # The end of the one item's source is looked for before its result is taken, however large it is.

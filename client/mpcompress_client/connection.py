@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 import grpc
 
 from mpcompress_client import infos
 from mpcompress_client.calls import CodecFile
 from mpcompress_client.connection_base import ConnectionArguments, ConnectionBase
+from mpcompress_client.lines import Lines
 from mpcompress_client.status import error_of_rpc
 from mpcompress_proto.v1 import compression_pb2 as pb
-from mpcompress_proto.v1.compression_pb2_grpc import CompressionServiceStub
 
 
 class Connection(ConnectionBase):
@@ -29,13 +29,7 @@ class Connection(ConnectionBase):
         **arguments: Unpack[ConnectionArguments],
     ) -> None:
         super().__init__(target, channel, arguments)
-        if channel is not None:
-            self._channel = channel
-        elif self._endpoint.credentials is not None:
-            self._channel = grpc.secure_channel(self.target, self._endpoint.credentials, self._endpoint.options)
-        else:
-            self._channel = grpc.insecure_channel(self.target, self._endpoint.options)
-        self._stub = CompressionServiceStub(self._channel)
+        self._lines = Lines(self._endpoint, channel, self._open_channel, lambda retired: retired.close())
 
     def __enter__(self) -> Self:
         return self
@@ -48,8 +42,8 @@ class Connection(ConnectionBase):
     def close(self) -> None:
         """Closes the connection; calls that are under way end with CancelledError."""
         self._closed = True
-        if self._owned:
-            self._channel.close()
+        for channel in self._lines.drain():
+            channel.close()
 
     def codecs(self, *, timeout_s: float | None = None) -> list[infos.CodecInfo]:
         """The server's codecs, in order of id."""
@@ -70,11 +64,8 @@ class Connection(ConnectionBase):
             ServerError: the file arrived damaged.
         """
         self._check_open()
-        call: Any = self._stub.GetCodecFile(
-            pb.GetCodecFileRequest(codec_id=codec, fingerprint=fingerprint),
-            timeout=self._timeout(timeout_s),
-            metadata=self._endpoint.metadata,
-        )
+        request = pb.GetCodecFileRequest(codec_id=codec, fingerprint=fingerprint)
+        call = self._lines.call("GetCodecFile", request, timeout_s=self._timeout(timeout_s))
         file = CodecFile(codec)
         try:
             for response in call:
@@ -86,12 +77,19 @@ class Connection(ConnectionBase):
             call.cancel()
         return file.checked()
 
+    def _open_channel(self) -> grpc.Channel:
+        credentials = self._endpoint.credentials
+        if credentials is not None:
+            return grpc.secure_channel(self.target, credentials, self._endpoint.options)
+        return grpc.insecure_channel(self.target, self._endpoint.options)
+
     def _list(self, timeout_s: float | None) -> pb.ListCodecsResponse:
         self._check_open()
         try:
-            response: pb.ListCodecsResponse = self._stub.ListCodecs(
-                pb.ListCodecsRequest(), timeout=self._timeout(timeout_s), metadata=self._endpoint.metadata
-            )
+            with self._lines.held() as stub:
+                response: pb.ListCodecsResponse = stub.ListCodecs(
+                    pb.ListCodecsRequest(), timeout=self._timeout(timeout_s), metadata=self._endpoint.metadata
+                )
         except grpc.RpcError as error:
             raise error_of_rpc(error, self.target) from error
         return self._listed(response)

@@ -39,8 +39,9 @@ class ConnectionBase:
     Args:
         target: the server's address, "host:port" or any gRPC target. None: MPCOMPRESS_TARGET, or 127.0.0.1:50051.
         timeout_s: time limit of each item and call with all its attempts, seconds. None: MPCOMPRESS_TIMEOUT_S, or 60.
-        tls: how to talk TLS; True trusts the system's authorities, False is plain text. None: as MPCOMPRESS_TLS_CA,
-            MPCOMPRESS_TLS_CERT and MPCOMPRESS_TLS_KEY say, or plain text without them.
+        tls: how to talk TLS; its files are read again when they change. True trusts the system's authorities, False is
+            plain text. None: as MPCOMPRESS_TLS_CA, MPCOMPRESS_TLS_CERT, MPCOMPRESS_TLS_KEY and MPCOMPRESS_TLS_NAME say,
+            or plain text without them.
         credentials: gRPC's own channel credentials instead of `tls`.
         token: a bearer token, which travels over TLS or on this machine only.
         token_file: a file with one, read again when it changes. None: MPCOMPRESS_TOKEN_FILE.
@@ -67,7 +68,6 @@ class ConnectionBase:
         )
         self.target = self._endpoint.target
         self.timeout_s = self._endpoint.timeout_s
-        self._owned = channel is None
         self._contact = Contact()
         self._families: Mapping[str, str] | None = None
         self._closed = False

@@ -1,8 +1,9 @@
-"""TLS files and bearer tokens. No secret of theirs is in any repr, message or traceback's text."""
+"""TLS files and tokens, read again when they change. No secret of theirs is in any repr, message or traceback."""
 
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 from dataclasses import dataclass, field
 from os import PathLike
@@ -19,6 +20,8 @@ _PEM_START = "-----BEGIN "
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 Pem = str | PathLike[str] | bytes
+# Time of change, size and inode of a file: another one has others.
+_Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class TlsConfig:
             raise InvalidRequestError("mutual TLS needs both cert and key", field="tls")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises InvalidRequestError for one that cannot be read or holds no PEM."""
+        """Reads the files. Raises InvalidRequestError for what cannot be read, is no PEM, or for another's key."""
+        _check_pair(self.cert, self.key)
         return grpc.ssl_channel_credentials(
             root_certificates=_pem(self.ca, "tls.ca"),
             private_key=_pem(self.key, "tls.key"),
@@ -53,12 +57,40 @@ class TlsConfig:
         )
 
 
+class Certificates:
+    """The channel credentials of a `TlsConfig`; its files are read again when one of them changes. Never shown."""
+
+    def __init__(self, config: TlsConfig) -> None:
+        self._config = config
+        self._seen = self._stamps()
+        self.credentials = config.credentials()
+
+    def renew(self) -> bool:
+        """Reads files that have changed; True when `credentials` are new.
+
+        While files are missing or do not fit together (the certificate is replaced, its key is not yet) the
+        credentials from before stay, and the next call looks again.
+        """
+        seen = self._stamps()
+        if seen == self._seen:
+            return False
+        try:
+            self.credentials = self._config.credentials()
+        except InvalidRequestError:
+            return False
+        self._seen = seen
+        return True
+
+    def _stamps(self) -> list[_Stamp | None]:
+        return [_stamp(source) for source in (self._config.ca, self._config.cert, self._config.key)]
+
+
 class Token:
     """A bearer token, or a file with one that is read again when it changes. Never shown."""
 
     def __init__(self, token: str | None, path: str | PathLike[str] | None) -> None:
         self._path = None if path is None else Path(path)
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: _Stamp | None = None
         self._lock = threading.Lock()
         self._value = "" if token is None else _checked(token, "token")
         self.metadata()
@@ -75,15 +107,46 @@ class Token:
 
     def _refresh(self, path: Path) -> None:
         try:
-            stat = path.stat()
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if seen == self._seen:
+            seen = _stamp(path)
+            if seen is not None and seen == self._seen:
                 return
-            text = path.read_text("utf-8") if stat.st_size <= _MAX_TOKEN else ""
+            text = path.read_text("utf-8") if path.stat().st_size <= _MAX_TOKEN else ""
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise InvalidRequestError(f"cannot read the token file {path}: {reason}", field="token_file") from None
         self._value, self._seen = _checked(text.strip(), f"the token file {path}"), seen
+
+
+def _stamp(source: Pem | None) -> _Stamp | None:
+    """What changes when a file does; None for what is no file."""
+    if source is None or isinstance(source, bytes) or _is_pem(source):
+        return None
+    try:
+        stat = Path(source).stat()
+    except (OSError, TypeError, ValueError):
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _is_pem(source: Pem) -> bool:
+    return isinstance(source, bytes) or (isinstance(source, str) and _PEM_START in source)
+
+
+def _check_pair(cert: Pem | None, key: Pem | None) -> None:
+    """Raises InvalidRequestError for files that hold a certificate and another one's key; gRPC would only hang up."""
+    if cert is None or key is None or _is_pem(cert) or _is_pem(key):
+        return
+    for source, name in ((cert, "tls.cert"), (key, "tls.key")):
+        _pem(source, name)
+    try:
+        # A key with a password asks for it on the terminal, unless it is told one.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(Path(str(cert)), Path(str(key)), password="")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or "they cannot be used"
+        raise InvalidRequestError(
+            f"tls.cert {str(cert)!r} and tls.key {str(key)!r} do not fit together ({reason}); a key is unencrypted PEM",
+            field="tls.key",
+        ) from None
 
 
 def _checked(token: Any, what: str) -> str:

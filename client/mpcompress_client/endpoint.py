@@ -4,7 +4,8 @@
     MPCOMPRESS_TIMEOUT_S      time limit of each item and call, seconds, as `timeout_s`
     MPCOMPRESS_TLS_CA         PEM file with the authorities to trust, or "system"; setting it turns TLS on
     MPCOMPRESS_TLS_CERT       PEM file with this client's certificate chain (mTLS)
-    MPCOMPRESS_TLS_KEY        PEM file with its private key
+    MPCOMPRESS_TLS_KEY        PEM file with its private key; the three are read again when they change
+    MPCOMPRESS_TLS_NAME       the name in the server's certificate, when it is not the host of the address
     MPCOMPRESS_TOKEN_FILE     file with a bearer token; read again when it changes
 
 What is passed as an argument is not looked up in the environment. An empty variable counts as absent.
@@ -22,7 +23,7 @@ from typing import Any
 import grpc
 
 from mpcompress_client.calls import DEFAULT_TIMEOUT_S
-from mpcompress_client.credentials import TlsConfig, Token
+from mpcompress_client.credentials import Certificates, TlsConfig, Token
 from mpcompress_client.errors import InvalidRequestError
 from mpcompress_client.items import check_timeout
 from mpcompress_client.retry import RetryPolicy, service_config
@@ -49,9 +50,19 @@ class Endpoint:
 
     target: str
     timeout_s: float
-    credentials: grpc.ChannelCredentials | None = field(repr=False)
+    given_credentials: grpc.ChannelCredentials | None = field(repr=False)
+    certificates: Certificates | None = field(repr=False)
     token: Token | None = field(repr=False)
     options: tuple[tuple[str, Any], ...] = field(repr=False)
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """What a new channel takes; None for plain text."""
+        return self.given_credentials if self.certificates is None else self.certificates.credentials
+
+    def renew(self) -> bool:
+        """Reads certificate files that have changed; True when a new channel would take others than the last."""
+        return self.certificates is not None and self.certificates.renew()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -96,19 +107,20 @@ def resolve(
     if own_channel:
         if tls or credentials or token or token_file:
             raise InvalidRequestError("a channel comes with its own TLS and token: pass either", field="channel")
-        return Endpoint(target=address, timeout_s=limit_s, credentials=None, token=None, options=())
+        return Endpoint(
+            target=address, timeout_s=limit_s, given_credentials=None, certificates=None, token=None, options=()
+        )
     if credentials is not None and tls is not None:
         raise InvalidRequestError("pass tls or credentials, not both", field="tls")
     config = _tls(tls, env) if credentials is None else None
     channel_options = dict(_CHANNEL_OPTIONS)
     channel_options["grpc.service_config"] = service_config(policy)
     channel_options["grpc.enable_retries"] = int(policy.on)
-    if config is not None:
-        credentials = config.credentials()
-        if config.server_name is not None:
-            channel_options["grpc.ssl_target_name_override"] = config.server_name
+    certificates = None if config is None else Certificates(config)
+    if config is not None and config.server_name is not None:
+        channel_options["grpc.ssl_target_name_override"] = config.server_name
     bearer = _token(token, token_file, env)
-    if bearer is not None and credentials is None:
+    if bearer is not None and credentials is None and certificates is None:
         if not is_loopback(address):
             raise InvalidRequestError(
                 f"a token is not sent to {address} in plain text: use TLS (tls=TlsConfig(ca=...) or {_PREFIX}TLS_CA)",
@@ -120,7 +132,8 @@ def resolve(
     return Endpoint(
         target=address,
         timeout_s=limit_s,
-        credentials=credentials,
+        given_credentials=credentials,
+        certificates=certificates,
         token=bearer,
         options=tuple(channel_options.items()),
     )
@@ -186,17 +199,17 @@ def _tls(tls: TlsConfig | bool | None, env: Mapping[str, str]) -> TlsConfig | No
         if not isinstance(tls, bool):
             raise InvalidRequestError(f"tls is a TlsConfig, True or False, not a {type(tls).__name__}", field="tls")
         return TlsConfig() if tls else None
-    ca, cert, key = (env.get(f"TLS_{name}") for name in ("CA", "CERT", "KEY"))
+    ca, cert, key, name = (env.get(f"TLS_{name}") for name in ("CA", "CERT", "KEY", "NAME"))
     if ca is None:
-        if cert or key:
+        if cert or key or name:
             raise InvalidRequestError(
-                f"{_PREFIX}TLS_CERT and {_PREFIX}TLS_KEY need {_PREFIX}TLS_CA: a PEM file, or {_SYSTEM!r} for the "
-                "system's authorities",
+                f"{_PREFIX}TLS_CERT, {_PREFIX}TLS_KEY and {_PREFIX}TLS_NAME need {_PREFIX}TLS_CA: a PEM file, or "
+                f"{_SYSTEM!r} for the system's authorities",
                 field="tls",
             )
         return None
     try:
-        return TlsConfig(ca=None if ca == _SYSTEM else ca, cert=cert, key=key)
+        return TlsConfig(ca=None if ca == _SYSTEM else ca, cert=cert, key=key, server_name=name)
     except InvalidRequestError as error:
         raise InvalidRequestError(
             f"mutual TLS needs both {_PREFIX}TLS_CERT and {_PREFIX}TLS_KEY", field="tls"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -51,8 +53,16 @@ def secure(authority) -> Iterator[Callable[..., str]]:
     """Starts TLS servers that store items, and want a token, or a client certificate; gives their addresses."""
     servers: list[grpc.Server] = []
 
-    def start(token: str | None = None, mutual: bool = False, name: str = "localhost", tls: bool = True) -> str:
+    def start(
+        token: str | None = None,
+        mutual: bool = False,
+        name: str = "localhost",
+        tls: bool = True,
+        port: int = 0,
+        signed_by: trustme.CA = authority,
+    ) -> str:
         def guarded(requests, context):
+            start.peers += context.auth_context().get("x509_subject_alternative_name", [])
             given = dict(context.invocation_metadata()).get("authorization")
             if token is not None and given != f"Bearer {token_of(token)}":
                 context.abort(CODE.UNAUTHENTICATED, "no valid token")
@@ -61,14 +71,14 @@ def secure(authority) -> Iterator[Callable[..., str]]:
         server = grpc.server(futures.ThreadPoolExecutor(4))
         pb_grpc.add_CompressionServiceServicer_to_server(ScriptedServicer(compress=guarded), server)
         if tls:
-            issued = authority.issue_cert(name)
+            issued = signed_by.issue_cert(name)
             chain = b"".join(part.bytes() for part in issued.cert_chain_pems)
             credentials = grpc.ssl_server_credentials(
                 [(issued.private_key_pem.bytes(), chain)],
-                root_certificates=authority.cert_pem.bytes() if mutual else None,
+                root_certificates=signed_by.cert_pem.bytes() if mutual else None,
                 require_client_auth=mutual,
             )
-            port = server.add_secure_port("localhost:0", credentials)
+            port = server.add_secure_port(f"localhost:{port}", credentials)
         else:
             port = server.add_insecure_port("localhost:0")
         server.start()
@@ -78,24 +88,33 @@ def secure(authority) -> Iterator[Callable[..., str]]:
     def token_of(token: str) -> str:
         return start.tokens.get(token, token)  # type: ignore[attr-defined]
 
-    start.tokens = {}  # type: ignore[attr-defined]
+    def stop() -> None:
+        for server in servers:
+            server.stop(0).wait()
+
+    start.tokens, start.peers, start.stop = {}, [], stop  # type: ignore[attr-defined]
     yield start
-    for server in servers:
-        server.stop(0).wait()
+    stop()
 
 
-@pytest.fixture
-def files(authority, tmp_path) -> dict[str, str]:
-    """PEM files of the authority and of a client."""
-    issued = authority.issue_cert("device")
+def write_client_files(authority: trustme.CA, folder: Path, name: str = "device", only: Sequence[str] = ()) -> None:
+    """Writes PEM files of the authority and of a client with that name; with `only` just these of them."""
+    issued = authority.issue_cert(name)
     contents = {
         "ca": authority.cert_pem.bytes(),
         "cert": b"".join(part.bytes() for part in issued.cert_chain_pems),
         "key": issued.private_key_pem.bytes(),
     }
-    for name, data in contents.items():
-        (tmp_path / f"{name}.pem").write_bytes(data)
-    return {name: str(tmp_path / f"{name}.pem") for name in contents}
+    for part in only or contents:
+        (folder / f"{part}.new").write_bytes(contents[part])
+        (folder / f"{part}.new").replace(folder / f"{part}.pem")
+
+
+@pytest.fixture
+def files(authority, tmp_path) -> dict[str, str]:
+    """PEM files of the authority and of a client."""
+    write_client_files(authority, tmp_path)
+    return {name: str(tmp_path / f"{name}.pem") for name in ("ca", "cert", "key")}
 
 
 # ---------------------------------------------------------------------------------------------------- connections
@@ -163,6 +182,58 @@ def test_a_token_file_is_read_again_when_it_changes(secure, tmp_path):
             client.compress(ITEM, codec="x")
 
 
+def test_renewed_certificates_are_taken_up_without_a_new_client(secure, files, authority, tmp_path):
+    target = secure(mutual=True)
+    with CompressionClient(target, tls=TlsConfig(**files)) as client:
+        client.compress(ITEM, codec="x")
+        stream = client.compress_many(itertools.repeat(ITEM, 40), codec="x", look_ahead=1)
+        next(stream)
+        # The certificate without its key: what was there before goes on.
+        write_client_files(authority, tmp_path, "renewed", only=["cert"])
+        client.compress(ITEM, codec="x")
+        write_client_files(authority, tmp_path, "renewed")
+        client.compress(ITEM, codec="x")
+        assert secure.peers == [b"device", b"device", b"device", b"renewed"]
+        # The stream ends over the connection that it has, which is then closed.
+        assert len(list(stream)) == 39
+        assert len(secure.peers) == 4
+        client.compress(ITEM, codec="x")
+        assert len(client._lines.drain()) == 1
+
+
+async def test_renewed_certificates_asyncio(secure, files, authority, tmp_path):
+    target = secure(mutual=True)
+    async with AsyncCompressionClient(target, tls=TlsConfig(**files)) as client:
+        await client.compress(ITEM, codec="x")
+        stream = client.compress_many(itertools.repeat(ITEM, 40), codec="x", look_ahead=1)
+        await anext(aiter(stream))
+        write_client_files(authority, tmp_path, "renewed")
+        await client.compress(ITEM, codec="x")
+        assert secure.peers == [b"device", b"device", b"renewed"]
+        assert len([unit async for unit in stream]) == 39
+        await client.compress(ITEM, codec="x")
+        assert len(client._lines.drain()) == 1
+
+
+def test_another_authority_is_taken_up_on_reconnect(secure, files, tmp_path):
+    target = secure(mutual=True)
+    other = trustme.CA()
+    with CompressionClient(target, tls=TlsConfig(**files), retry=IMPATIENT) as client:
+        client.compress(ITEM, codec="x")
+        secure.stop()
+        secure(mutual=True, port=int(target.rpartition(":")[2]), signed_by=other)
+        with pytest.raises(ServerUnavailableError):
+            client.compress(ITEM, codec="x", timeout_s=5)
+        write_client_files(other, tmp_path)
+        assert isinstance(client.compress(ITEM, codec="x"), CodedUnit)
+
+
+def test_a_key_of_another_certificate_is_told_at_once(files, authority, tmp_path):
+    write_client_files(authority, tmp_path, only=["key"])
+    with pytest.raises(InvalidRequestError, match="do not fit together"):
+        CompressionClient("localhost:1", tls=TlsConfig(**files))
+
+
 @pytest.mark.parametrize(
     ("server", "client", "words"),
     [
@@ -182,9 +253,13 @@ def test_messages_say_what_to_do_when_tls_does_not_fit(secure, files, server, cl
         connected.compress(ITEM, codec="x")
 
 
-def test_a_server_name_of_its_own(secure, files):
+def test_a_server_name_of_its_own(secure, files, monkeypatch):
     target = secure(name="elsewhere")
     with CompressionClient(target, tls=TlsConfig(ca=files["ca"], server_name="elsewhere")) as client:
+        assert isinstance(client.compress(ITEM, codec="x"), CodedUnit)
+    monkeypatch.setenv("MPCOMPRESS_TLS_CA", files["ca"])
+    monkeypatch.setenv("MPCOMPRESS_TLS_NAME", "elsewhere")
+    with CompressionClient(target) as client:
         assert isinstance(client.compress(ITEM, codec="x"), CodedUnit)
 
 
