@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 # Numbers from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -15,6 +17,8 @@ _MAPPED_BYTES = 4 << 20
 # What is kept free at the heap's top. With less, each chunk's pages are given back and fetched again, zeroed, for the
 # next: more than half of a streaming server's CPU time (`benchmarks/service_overhead.py --only streaming`).
 _KEPT_BYTES = 64 << 20
+# Fetching 64 MiB again takes some ten milliseconds.
+_TRIM_EVERY_S = 5.0
 
 
 def return_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
@@ -25,11 +29,32 @@ def return_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     Settings of the user (MALLOC_..., or glibc.malloc in GLIBC_TUNABLES) win. Call it before the first thread starts.
     """
     chosen = any(name.startswith("MALLOC_") for name in environment)
-    if chosen or "glibc.malloc" in environment.get("GLIBC_TUNABLES", "") or sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
+    mallopt = _function("mallopt")
+    if chosen or "glibc.malloc" in environment.get("GLIBC_TUNABLES", "") or mallopt is None:
         return False
     settings = ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, _MAPPED_BYTES), (_TRIM_THRESHOLD, _KEPT_BYTES))
-    return all([mallopt(name, value) for name, value in settings])
+    told = [mallopt(name, value) for name, value in settings]
+    return all(told)
+
+
+def trim() -> bool:
+    """Gives back every free page in the middle of the heap, where glibc does it never; whether there were any."""
+    malloc_trim = _function("malloc_trim")
+    return malloc_trim is not None and bool(malloc_trim(ctypes.c_size_t(0)))
+
+
+async def keep_trimmed(every_s: float = _TRIM_EVERY_S) -> None:
+    """Trims again and again, in a thread, until it is cancelled."""
+    while True:
+        await asyncio.sleep(every_s)
+        await asyncio.to_thread(trim)
+
+
+def _function(name: str) -> Any:
+    """A function of the C library, or None where it is not glibc."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None

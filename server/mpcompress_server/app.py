@@ -14,7 +14,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from mpcompress_server import tracing
+from mpcompress_server import allocator, tracing
 from mpcompress_server.admin import ADMIN_SERVICE, AdminServicer
 from mpcompress_server.auth import AuthInterceptor, GuardedRouter, Tokens
 from mpcompress_server.codecs import CodecSet, load_codecs
@@ -77,6 +77,7 @@ class Server:
         self._grpc = grpc.aio.server(options=[*_OPTIONS, *settings.connections.options()], interceptors=interceptors)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._health_lock = asyncio.Lock()
+        self._trimming: asyncio.Task[None] | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._reloader: Reloader | None = None
         self._router: Router | None = None
@@ -115,6 +116,7 @@ class Server:
             self._grpc.add_generic_rpc_handlers((AdminServicer(self.reload, self._tokens).handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection(services, self._grpc)
+        self._trimming = asyncio.create_task(allocator.keep_trimmed())
         await self._grpc.start()
         for service in ("", SERVICE):
             await self._health.set(service, _HEALTH.SERVING)
@@ -130,6 +132,8 @@ class Server:
         if self.servicer is not None:
             self.servicer.drain(grace_s)
         await self._grpc.stop(grace_s)
+        if self._trimming is not None:
+            self._trimming.cancel()
         # Calls that still run have nobody left to answer to. A worker process is ended; a thread must be waited for.
         await self.fleet.close()
         if self.servicer is not None:

@@ -37,9 +37,6 @@ CONFIGS = {
     "as at the start": CONFIG,
 }
 _POLL_S = 0.1
-# glibc keeps freed memory in an arena per thread: resident memory then grows for long without a leak, and hides one.
-# So docs/secure.md recommends the same to servers that run for long.
-_ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 
 class SoakedServer:
@@ -59,7 +56,7 @@ class SoakedServer:
         command = [sys.executable, "-m", "mpcompress_server", "serve", "--config", str(self.config)]
         command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file), "--log-format", "json"]
         with self.log.open("wb") as sink:
-            environment = {**os.environ, **_ALLOCATOR, "TMPDIR": str(self.temporary), "PYTHONPATH": str(_PLUGINS)}
+            environment = {**os.environ, "TMPDIR": str(self.temporary), "PYTHONPATH": str(_PLUGINS)}
             self.process = subprocess.Popen([*command, "--log-level", "warning"], stderr=sink, env=environment)
         while not port_file.exists():
             try:
