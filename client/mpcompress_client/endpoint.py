@@ -30,7 +30,7 @@ from mpcompress_client.retry import RetryPolicy, service_config
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 _PREFIX = "MPCOMPRESS_"
-_SYSTEM = "system"
+SYSTEM = "system"
 
 _CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     # A peer that vanished without a word is noticed while a call waits; every server of ours takes a ping each 10 s.
@@ -204,12 +204,12 @@ def _tls(tls: TlsConfig | bool | None, env: Mapping[str, str]) -> TlsConfig | No
         if cert or key or name:
             raise InvalidRequestError(
                 f"{_PREFIX}TLS_CERT, {_PREFIX}TLS_KEY and {_PREFIX}TLS_NAME need {_PREFIX}TLS_CA: a PEM file, or "
-                f"{_SYSTEM!r} for the system's authorities",
+                f"{SYSTEM!r} for the system's authorities",
                 field="tls",
             )
         return None
     try:
-        return TlsConfig(ca=None if ca == _SYSTEM else ca, cert=cert, key=key, server_name=name)
+        return TlsConfig(ca=None if ca == SYSTEM else ca, cert=cert, key=key, server_name=name)
     except InvalidRequestError as error:
         raise InvalidRequestError(
             f"mutual TLS needs both {_PREFIX}TLS_CERT and {_PREFIX}TLS_KEY", field="tls"

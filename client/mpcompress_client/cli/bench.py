@@ -16,9 +16,10 @@ from mpcompress_client.arrays import named_arrays
 from mpcompress_client.cli.coders import Coder, open_coders
 from mpcompress_client.cli.files import READABLE, read_arrays, write_whole
 from mpcompress_client.cli.load import Load, Samples, process_cpu_s, run_load
-from mpcompress_client.cli.options import coding_options, json_option, output_file, server_options, target_given
+from mpcompress_client.cli.options import coding_options, json_option, output_file
 from mpcompress_client.cli.progress import bar
 from mpcompress_client.cli.results import to_json
+from mpcompress_client.cli.server import Server, server_options
 from mpcompress_client.cli.sources import feature_files
 from mpcompress_client.errors import InvalidRequestError
 from mpcompress_client.infos import CodecInfo
@@ -96,8 +97,7 @@ def bench(
     server_pid: int | None,
     csv_file: Path | None,
     arguments: dict[str, Any],
-    target: str,
-    timeout_s: float,
+    server: Server,
     local: bool,
     as_json: bool,
 ) -> int:
@@ -107,8 +107,7 @@ def bench(
     counts = concurrency or ([] if rates else [1, 2, 4, 8])
     loads = [Load(concurrency=count, seconds=seconds) for count in counts]
     loads += [Load(rate=rate, seconds=seconds) for rate in rates or ()]
-    asked = target_given(target)
-    with open_coders([codec], local=local, target=target, asked=asked, timeout_s=timeout_s) as (coder,):
+    with open_coders([codec], local=local, server=server) as (coder,):
         items = _items(coder.info, features, arguments)
         item, nbytes = _operation(coder, operation, items, arguments)
         rows = []

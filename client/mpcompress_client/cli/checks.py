@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from mpcompress_client.client import CompressionClient
+from mpcompress_client.cli.server import Server
 from mpcompress_client.errors import MPCompressError
 from mpcompress_client.library import library
 from mpcompress_client.local import EdgeCodec, shipped_codecs
@@ -73,13 +73,14 @@ def local_findings() -> Iterator[Finding]:
     yield _coder()
 
 
-def server_findings(target: str, timeout_s: float, *, wanted: bool) -> Iterator[Finding]:
-    """What the server says; one that nobody `wanted` by name may be absent."""
+def server_findings(server: Server) -> Iterator[Finding]:
+    """What the server says; one that the user has not named may be absent."""
+    target = server.target
     try:
-        with CompressionClient(target, timeout_s=timeout_s) as client:
+        with server.connect() as client:
             limits, codecs = client.limits(), client.codecs()
     except MPCompressError as error:
-        unreachable: State = "failed" if wanted else "absent"
+        unreachable: State = "failed" if server.named else "absent"
         advice = "start one: mpcompress-server serve; or name yours: --target HOST:PORT or $MPCOMPRESS_TARGET"
         yield Finding(area="server", name=target, state=unreachable, detail=_line(error), advice=advice)
         return

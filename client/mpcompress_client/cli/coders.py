@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mpcompress_client.cli.server import Server
 from mpcompress_client.client import CompressionClient
 from mpcompress_client.errors import UnknownCodecError
 from mpcompress_client.infos import CodecInfo
@@ -62,28 +63,26 @@ class RemoteCoder(Coder):
 
 
 @contextmanager
-def open_coders(
-    codecs: Sequence[str], *, local: bool, target: str, asked: str | None, timeout_s: float
-) -> Iterator[list[Coder]]:
+def open_coders(codecs: Sequence[str], *, local: bool, server: Server) -> Iterator[list[Coder]]:
     """The codecs of these ids (with `local` also paths), in order.
 
     Args:
         codecs: ids or paths.
         local: on this device instead of through the server.
-        target: the server.
-        asked: the server if the user named one: there a codec of this device may be fetched.
-        timeout_s: time limit of each item, seconds.
+        server: the server; with `local` a codec of this device may be fetched there, when the user named it.
 
     Raises:
         MPCompressError: as `EdgeCodec.load` and `CompressionClient.codecs`.
     """
     if local:
-        yield [LocalCoder(EdgeCodec.load(codec, target=asked)) for codec in codecs]
+        with server.if_named() as source:
+            coders: list[Coder] = [LocalCoder(EdgeCodec.load(codec, target=source)) for codec in codecs]
+        yield coders
         return
-    with CompressionClient(target, timeout_s=timeout_s) as client:
+    with server.connect() as client:
         listed = {info.id: info for info in client.codecs()}
         for codec in codecs:
             if codec not in listed:
                 known = ", ".join(sorted(listed)) or "none"
-                raise UnknownCodecError(f"{target} has no codec {codec!r}; it has: {known}")
+                raise UnknownCodecError(f"{client.target} has no codec {codec!r}; it has: {known}")
         yield [RemoteCoder(client, listed[codec]) for codec in codecs]

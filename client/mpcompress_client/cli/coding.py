@@ -17,10 +17,9 @@ from mpcompress_client.cli.options import (
     json_option,
     place_option,
     resume_option,
-    server_options,
-    target_given,
 )
 from mpcompress_client.cli.results import emit, emit_batch, say
+from mpcompress_client.cli.server import Server, server_options
 from mpcompress_client.cli.sources import PIPE, Job, plan, read_input
 from mpcompress_client.cli.units import facts_of, load_unit
 from mpcompress_client.client import CompressionClient
@@ -44,6 +43,7 @@ Examples:
   mpcompress compress features.npy -o features.mpc --codec klt-imgfocus-vits14-final --qp 24
   mpcompress compress features/ -o units/ --codec klt-imgfocus-vits14-final --resume
   mpcompress compress 'runs/**/h*.npy' -o units/ --codec my-codec.safetensors --local
+  mpcompress compress h.npy -o h.mpc --codec mine --target host:443 --tls-ca ca.pem --token-file token
   make-features | mpcompress compress - -o - --codec klt-imgfocus-vits14-final | ssh cloud 'cat > f.mpc'
 """
 
@@ -62,19 +62,19 @@ def compress(
     codec: str,
     arguments: dict[str, Any],
     resume: bool,
-    target: str,
-    timeout_s: float,
+    server: Server,
     local: bool,
     as_json: bool,
 ) -> int:
     """Compress FEATURES into .mpc files."""
     todo = plan(features, output, inputs=READABLE, suffix=_UNIT)
     if local:
-        edge = EdgeCodec.load(codec, target=target_given(target))
+        with server.if_named() as source:
+            edge = EdgeCodec.load(codec, target=source)
         return _compress(
             todo.jobs, todo.batch, resume, as_json, edge.info.id, arguments, _each(edge.compress, arguments)
         )
-    with CompressionClient(target, timeout_s=timeout_s) as client:
+    with server.connect() as client:
 
         def code(items: Iterable[Any]) -> Iterator[CodedUnit | MPCompressError]:
             return client.compress_many(items, codec=codec, errors="return", **arguments)
@@ -155,8 +155,7 @@ def decompress(
     dtype: str | None,
     ctx: Path | None,
     resume: bool,
-    target: str,
-    timeout_s: float,
+    server: Server,
     local: bool,
     as_json: bool,
 ) -> int:
@@ -171,10 +170,10 @@ def decompress(
         check_output(todo.jobs[0].output)
     context = None if ctx is None else read_arrays(ctx)
     if local:
-        codecs = _Codecs(codec, target_given(target))
-        code = _each(codecs.decompress, {"dtype": dtype, "ctx": context})
-        return _decompress(todo.jobs, todo.batch, resume, as_json, ending, code)
-    with CompressionClient(target, timeout_s=timeout_s) as client:
+        with server.if_named() as source:
+            code = _each(_Codecs(codec, source).decompress, {"dtype": dtype, "ctx": context})
+            return _decompress(todo.jobs, todo.batch, resume, as_json, ending, code)
+    with server.connect() as client:
 
         def code_there(items: Iterable[CodedUnit]) -> Iterator[Decoded | MPCompressError]:
             return client.decompress_many(((unit, context) for unit in items), dtype=dtype, errors="return")
@@ -207,7 +206,7 @@ def _decompress(jobs: list[Job], batch: bool, resume: bool, as_json: bool, endin
 class _Codecs:
     """Codecs of this device by id, each loaded when the first of its units comes."""
 
-    def __init__(self, chosen: str | None, target: str | None) -> None:
+    def __init__(self, chosen: str | None, target: CompressionClient | None) -> None:
         self._target = target
         self._chosen = None if chosen is None else EdgeCodec.load(chosen)
         self._loaded: dict[str, EdgeCodec] = {}

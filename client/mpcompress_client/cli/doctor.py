@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import click
 
 from mpcompress_client.cli.checks import Finding, local_findings, server_findings
-from mpcompress_client.cli.options import json_option, target_given, target_options
+from mpcompress_client.cli.options import json_option
 from mpcompress_client.cli.results import to_json
+from mpcompress_client.cli.server import Server, target_options
 
 _DOCTOR_HELP = """\
 Look at this installation, its devices and engines, and at the server; say what to install or start.
@@ -31,9 +32,9 @@ _MARKS = {"ok": ("ok", "green"), "absent": ("--", "yellow"), "failed": ("FAILED"
 @click.command(short_help="Look for what is missing or does not work.", help=_DOCTOR_HELP)
 @target_options
 @json_option
-def doctor(target: str, timeout_s: float, as_json: bool) -> int:
+def doctor(server: Server, as_json: bool) -> int:
     """Look at this installation and at the server."""
-    findings = [*local_findings(), *server_findings(target, timeout_s, wanted=target_given(target) is not None)]
+    findings = [*local_findings(), *server_findings(server)]
     failed = any(finding.state == "failed" for finding in findings)
     if as_json:
         click.echo(to_json({"ok": not failed, "findings": [dataclasses.asdict(finding) for finding in findings]}))

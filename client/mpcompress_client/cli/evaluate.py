@@ -14,9 +14,10 @@ import numpy as np
 from mpcompress_client.arrays import named_arrays
 from mpcompress_client.cli.coders import Coder, open_coders
 from mpcompress_client.cli.files import READABLE, read_arrays
-from mpcompress_client.cli.options import coding_options, json_option, output_file, qp, server_options, target_given
+from mpcompress_client.cli.options import coding_options, json_option, output_file, qp
 from mpcompress_client.cli.progress import bar
 from mpcompress_client.cli.results import to_json
+from mpcompress_client.cli.server import Server, server_options
 from mpcompress_client.cli.sources import feature_files
 from mpcompress_client.errors import CodecUnavailableError, InvalidRequestError, MPCompressError
 from mpcompress_client.library import library
@@ -59,8 +60,7 @@ def evaluate(
     limit: int | None,
     plot: Path | None,
     arguments: dict[str, Any],
-    target: str,
-    timeout_s: float,
+    server: Server,
     local: bool,
     as_json: bool,
 ) -> None:
@@ -74,7 +74,7 @@ def evaluate(
     asked: Sequence[float | None] = qps or [arguments["qp"]]
     rows = []
     with (
-        open_coders(codecs, local=local, target=target, asked=target_given(target), timeout_s=timeout_s) as coders,
+        open_coders(codecs, local=local, server=server) as coders,
         bar("evaluate", len(codecs) * len(asked) * len(files)) as advance,
     ):
         for coder in coders:

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from mpcompress_client.cli.options import UNIT_FILE, json_option, server_options
+from mpcompress_client.cli.options import UNIT_FILE, json_option
 from mpcompress_client.cli.results import to_json
+from mpcompress_client.cli.server import Server, server_options
 from mpcompress_client.cli.sources import PIPE
 from mpcompress_client.cli.units import load_unit, raw_bytes
-from mpcompress_client.client import CompressionClient
 from mpcompress_client.infos import CodecInfo
 from mpcompress_client.local import EdgeCodec, shipped_codecs
 from mpcompress_proto.pstate import get_pstate
@@ -29,6 +29,7 @@ List the codecs of the server, or with --local those that come with this install
 Examples:
   mpcompress codecs
   mpcompress codecs --target gpu-box:50051 --json
+  mpcompress codecs --target codecs.example.org:443 --tls-ca system --token-file ~/.mpcompress-token
   mpcompress codecs --local
 """
 
@@ -36,12 +37,12 @@ Examples:
 @click.command(short_help="List the codecs of a server, or of this device.", help=_CODECS_HELP)
 @server_options
 @json_option
-def codecs(target: str, timeout_s: float, local: bool, as_json: bool) -> None:
+def codecs(server: Server, local: bool, as_json: bool) -> None:
     """List the codecs of the server, or with --local those that come with this installation."""
     if local:
         found = [EdgeCodec.load(codec_id).info for codec_id in shipped_codecs()]
     else:
-        with CompressionClient(target, timeout_s=timeout_s) as client:
+        with server.connect() as client:
             found = client.codecs()
     if as_json:
         click.echo(to_json([dataclasses.asdict(info) for info in found]))

@@ -10,15 +10,10 @@ from typing import Any, TypeVar
 
 import click
 
-from mpcompress_client.calls import DEFAULT_TIMEOUT_S
-from mpcompress_client.endpoint import DEFAULT_TARGET
 from mpcompress_client.errors import InvalidRequestError
 from mpcompress_client.params import QP_STEPS, qp_eighths
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-TARGET_VARIABLE = "MPCOMPRESS_TARGET"
-TIMEOUT_VARIABLE = "MPCOMPRESS_TIMEOUT_S"
 
 
 def qp(text: str) -> float:
@@ -85,27 +80,6 @@ _place = click.option(
 )
 _resume = click.option("--resume", is_flag=True, help="Leave out what an earlier call has done.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_target = click.option(
-    "--target",
-    metavar="HOST:PORT",
-    envvar=TARGET_VARIABLE,
-    default=DEFAULT_TARGET,
-    show_default=True,
-    show_envvar=True,
-    help="The server.",
-)
-_timeout = click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=0, min_open=True, max=1e6),
-    envvar=TIMEOUT_VARIABLE,
-    default=DEFAULT_TIMEOUT_S,
-    show_default=True,
-    show_envvar=True,
-    metavar="SECONDS",
-    help="Time limit of each item.",
-)
-_local = click.option("--local", is_flag=True, help="Code on this device, without a server (extra `edge`).")
 
 
 def output_option(function: Function) -> Function:
@@ -126,23 +100,6 @@ def resume_option(function: Function) -> Function:
 def json_option(function: Function) -> Function:
     """--json."""
     return _json(function)
-
-
-def target_options(function: Function) -> Function:
-    """--target and --timeout."""
-    return _target(_timeout(function))
-
-
-def server_options(function: Function) -> Function:
-    """--target, --timeout and --local."""
-    return _target(_timeout(_local(function)))
-
-
-def target_given(target: str) -> str | None:
-    """The server when the user named one, by option or variable; None for the default, which nobody asked for."""
-    source = click.get_current_context().get_parameter_source("target")
-    named = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
-    return target if source in named else None
 
 
 def coding_options(function: Function) -> Function:
