@@ -17,7 +17,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +133,15 @@ class CancelToken(Protocol):
         ...
 
 
+@runtime_checkable
+class ProgressToken(CancelToken, Protocol):
+    """A cancel token whose owner also wants to know how far the item is."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Called in the codec's thread: `done` of `total` parts (strips, say) are done."""
+        ...
+
+
 class FeatureCodec(ABC):
     """A loaded codec: one bitstream format with its weights.
 
@@ -225,8 +234,8 @@ class FeatureCodec(ABC):
         """`compress` in two stages, so that two batches overlap: does the first, returns each item's second.
 
         A second stage runs once or never, in a thread that may differ from that of the first, while this instance
-        begins another batch; second stages run one at a time. `cancel` has a token per item. The default does
-        everything in the first stage.
+        begins another batch; second stages run one at a time. `cancel` has a token per item; a codec that works in
+        parts tells those of them that are a `ProgressToken`. The default does everything in the first stage.
         """
         return [_given(coded) for coded in self.compress(batch, params)]
 

@@ -20,6 +20,7 @@ from mpcompress.codec import (
     Coded,
     CodingParams,
     FeatureCodec,
+    ProgressToken,
     QpRange,
     Report,
     TensorPort,
@@ -186,7 +187,8 @@ class PictureCodec(FeatureCodec):
     ) -> list[Callable[[], Coded]]:
         """Leaves all to the second stage, which ends one item's encoder when that item alone is cancelled."""
         return [
-            partial(self._compress, item["h"], params, token, None) for item, token in zip(batch, cancel, strict=True)
+            partial(self._compress, item["h"], params, token, _progress_of(token))
+            for item, token in zip(batch, cancel, strict=True)
         ]
 
     def begin_decompress(
@@ -272,6 +274,10 @@ class PictureCodec(FeatureCodec):
         if not given.get("trun_low") and not given.get("trun_high"):
             return None
         return Bounds.of(given.get("trun_low", ()), given.get("trun_high", ()))
+
+
+def _progress_of(token: CancelToken) -> Progress | None:
+    return token.progress if isinstance(token, ProgressToken) else None
 
 
 def _describe(family: str, options: PictureOptions, layout: Packing, bounds: Bounds) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,21 @@ _MIN_ROWS = 32
 _BLOCK = 8
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores this process may use: those it may run on, or as many as the CPU quota of its container pays for.
+
+    Args:
+        cgroup: where the kernel tells of the container's limits.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # version 2, version 1
+        try:
+            quota_us, period_us = " ".join((cgroup / name).read_text("ascii") for name in names).split()
+        except (OSError, ValueError):
+            continue
+        if quota_us.isdigit() and period_us.isdigit() and int(period_us):
+            count = min(count, -(-int(quota_us) // int(period_us)))
+    return max(1, count)
 
 
 def plan_strips(picture: Picture, *, bit_depth: int, qp: int, requested: int = 0, parallel: int = 0) -> tuple[int, ...]:

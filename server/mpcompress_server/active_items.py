@@ -142,7 +142,12 @@ class ActiveItems:
             del work
             if not item.is_open():
                 return
-            self.progress(item, _STAGE.STAGE_QUEUED, self._scheduler.submit(item.job))
+            if item.want_progress:
+                item.job.on_position = partial(self.progress, item, _STAGE.STAGE_QUEUED)
+                item.job.on_parts = partial(self.progress, item, _STAGE.STAGE_PROGRESS, 0)
+            position = self._scheduler.submit(item.job)
+            if position is not None:
+                self.progress(item, _STAGE.STAGE_QUEUED, position)
             finished = await item.job.result
             for stage, seconds in codec_stages(item.plan.loaded, item.plan.compress, finished):
                 self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds, item.id)
@@ -247,11 +252,15 @@ class ActiveItems:
         except UnreadAnswersError as error:
             self._on_overflow(error)
 
-    def progress(self, item: Item, stage: pb.ItemProgress.Stage.ValueType, position: int = 0) -> None:
+    def progress(
+        self, item: Item, stage: pb.ItemProgress.Stage.ValueType, position: int = 0, done: int = 0, total: int = 0
+    ) -> None:
         """Tells the client where an item is, when it wants to know."""
         if item.want_progress and not item.answered:
             elapsed = convert.duration(self._clock() - item.accepted_at)
-            progress = pb.ItemProgress(stage=stage, queue_position=position, elapsed=elapsed)
+            progress = pb.ItemProgress(
+                stage=stage, queue_position=position, parts_done=done, parts_total=total, elapsed=elapsed
+            )
             self._outbox.progress(self._operation.response(item_id=item.id, progress=progress))
 
 

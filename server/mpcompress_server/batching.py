@@ -6,19 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import structlog
-
-from mpcompress_server.calls import Call, CompressCall, DecompressCall, Outcome
+from mpcompress_server.batch_run import begin_batch, run_batch
 from mpcompress_server.counters import Counters
-from mpcompress_server.dropping import DroppedError
 from mpcompress_server.errors import ItemCancelledError, ServerDrainingError
 from mpcompress_server.executors import Executor
 from mpcompress_server.line import Line
-from mpcompress_server.scheduler import CompressWork, Finished, Job
-
-_log = structlog.get_logger("mpcompress_server.scheduler")
+from mpcompress_server.scheduler import Job
 
 # Calls that an instance may be in: one in each stage.
 _IN_FLIGHT = 2
@@ -110,7 +104,9 @@ class BatchScheduler:
                 # Jobs that have left their line are running ones for `cancel`: nothing may come between that and
                 # their start.
                 free = asyncio.Event()
-                running.add(asyncio.create_task(self._run(batch, _begin(batch), executor, line, free)))
+                running.add(
+                    asyncio.create_task(run_batch(batch, begin_batch(batch), executor, line, self.counters, free))
+                )
                 turn = [(job.stream, job.key) for job in batch]
                 del batch
                 await free.wait()
@@ -121,75 +117,3 @@ class BatchScheduler:
             if running:
                 await asyncio.wait(running)  # the codec is inside a call: its items still get their answers
             raise
-
-    async def _run(self, batch: list[Job], call: Call, executor: Executor, line: Line, free: asyncio.Event) -> None:
-        clock = asyncio.get_running_loop().time
-        start, coding_s, first_s = clock(), 0.0, 0.0
-        codec_id = batch[0].loaded.id
-        self.counters.batches[codec_id, len(batch)] += 1
-        until: list[float] = []
-
-        def next_may_begin() -> None:
-            until.append(clock())
-            free.set()
-
-        try:
-            result = await executor.run(call, next_may_begin)
-            outcomes, coding_s, first_s = result.outcomes, result.coding_s, result.first_s
-            if result.too_many:
-                line.max_batch = max(1, len(batch) // 2)
-                self.counters.shrunk[codec_id] += 1
-                _log.warning("batch too large for the device", codec=codec_id, items=len(batch), now=line.max_batch)
-        except Exception as error:
-            _log.error("executor failed", codec=codec_id, exc_info=error)
-            outcomes = [error] * len(batch)
-        finally:
-            free.set()
-        del call
-        _learn(line, batch, outcomes, (until[0] if until else clock()) - start)
-        for job, outcome in zip(batch, outcomes, strict=True):
-            job.drop = None
-            if isinstance(outcome, DroppedError):
-                self.counters.dropped[codec_id] += 1
-            _settle(job, outcome, coding_s, first_s)
-
-
-def _begin(batch: list[Job]) -> Call:
-    """The call for a batch. Its jobs count as running now, and the call alone holds their tensors."""
-    works: list[Any] = [job.work for job in batch]
-    call: Call
-    if isinstance(works[0], CompressWork):
-        call = CompressCall(inputs=[work.tensors for work in works], params=[work.params for work in works])
-    else:
-        call = DecompressCall(units=[work.unit for work in works], outputs=[work.outputs for work in works])
-    for index, job in enumerate(batch):
-        job.work = None
-        job.drop = _dropper(call, index)
-        if job.on_started:
-            job.on_started()
-    return call
-
-
-def _dropper(call: Call, index: int) -> Any:
-    dropped = call.dropped  # not the call: a job must not hold the tensors of others
-    return lambda: dropped.drop(index)
-
-
-def _learn(line: Line, batch: list[Job], outcomes: Sequence[Outcome], seconds: float) -> None:
-    """Shares the time of a call among its jobs by their sizes. Failures say nothing about how long jobs take."""
-    if any(isinstance(outcome, Exception) for outcome in outcomes):
-        return
-    total = sum(job.nbytes + 1 for job in batch)
-    for job in batch:
-        line.observe(job.size_class, seconds * (job.nbytes + 1) / total)
-
-
-def _settle(job: Job, outcome: Outcome, coding_s: float, first_s: float) -> None:
-    if job.result.done():
-        return
-    if isinstance(outcome, DroppedError):
-        job.result.set_exception(ItemCancelledError("cancelled in its codec"))
-    elif isinstance(outcome, Exception):
-        job.result.set_exception(outcome)
-    else:
-        job.result.set_result(Finished(outcome=outcome, coding_s=coding_s, first_s=first_s))

@@ -27,6 +27,7 @@ Examples:
   mpcompress-server serve
   mpcompress-server serve --listen 0.0.0.0:50051 --log-format json
   mpcompress-server serve --config server.toml --port-file /run/mpcompress.port
+  mpcompress-server serve --role vtm-worker --listen 0.0.0.0:50051
 """
 
 
@@ -47,6 +48,11 @@ def main() -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write HOST:PORT here as soon as the server serves.",
 )
+@click.option(
+    "--role",
+    type=click.Choice(["server", "vtm-worker"]),
+    help="vtm-worker: picture codecs only, as many encoders at a time as there are cores. [server]",
+)
 @click.option("--metrics", metavar="[HOST]:PORT", help="Prometheus metrics over HTTP, for instance :9464. [none]")
 @click.option("--allow-untrained", is_flag=True, help="Serve codecs of random weights too: for tests.")
 @click.option("--log-format", type=click.Choice(["json", "console"]), default="console", show_default=True)
@@ -58,6 +64,7 @@ def serve(
     listen: str | None,
     grace_s: float | None,
     port_file: Path | None,
+    role: str | None,
     metrics: str | None,
     allow_untrained: bool,
     log_format: Any,
@@ -71,6 +78,7 @@ def serve(
             config,
             listen=listen,
             grace_s=grace_s,
+            role=role,
             metrics={"listen": metrics} if metrics is not None else None,
             allow_untrained=allow_untrained or None,
         )

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import structlog
 
@@ -23,6 +24,8 @@ from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server.settings import CodecEntry, Settings, SettingsError
 
 _log = structlog.get_logger("mpcompress_server.codecs")
+
+PICTURE_FAMILIES = ("vtm", "vvenc", "x265")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -129,11 +132,44 @@ def load_codecs(settings: Settings) -> CodecSet:
 
 
 def entries_of(settings: Settings) -> dict[str, CodecEntry]:
-    """What is to be served, by the key in the settings."""
+    """What is to be served, by the key in the settings. Patterns of remote entries stand for shipped codecs.
+
+    Raises:
+        SettingsError: a pattern that fits none, or a codec that a worker for pictures has no use for.
+    """
     entries = settings.codecs
     if entries is None:
-        entries = tuple(CodecEntry(id=codec_id) for codec_id in registry.preset_ids())
-    return {f"codecs[{index}]": entry for index, entry in enumerate(entries)}
+        entries = tuple(CodecEntry(id=codec_id) for codec_id in registry.preset_ids() if _suits(codec_id, settings))
+    if settings.role == "vtm-worker":
+        return {f"codecs[{index}]": _of_worker(entry, f"codecs[{index}]") for index, entry in enumerate(entries)}
+    found = {f"codecs[{index}]": entry for index, entry in enumerate(entries) if not _is_pattern(entry)}
+    taken = {entry.id for entry in found.values()}
+    for index, entry in enumerate(entries):
+        if _is_pattern(entry):
+            fitting = [codec_id for codec_id in registry.preset_ids() if fnmatchcase(codec_id, entry.id)]
+            if not fitting:
+                raise SettingsError(f"codecs[{index}].id: {entry.id!r} fits no shipped codec")
+            for codec_id in fitting:
+                if codec_id not in taken:
+                    taken.add(codec_id)
+                    found[f"codecs[{index}], {codec_id}"] = entry.model_copy(update={"id": codec_id})
+    return found
+
+
+def _is_pattern(entry: CodecEntry) -> bool:
+    return not registry.CODEC_ID.fullmatch(entry.id)
+
+
+def _suits(codec_id: str, settings: Settings) -> bool:
+    return settings.role != "vtm-worker" or registry.preset(codec_id).family in PICTURE_FAMILIES
+
+
+def _of_worker(entry: CodecEntry, key: str) -> CodecEntry:
+    """A worker's entry: one process for each item, since other items have the other cores."""
+    family = entry.family or (registry.preset(entry.id).family if entry.id in registry.preset_ids() else None)
+    if family is not None and family not in PICTURE_FAMILIES:
+        raise SettingsError(f"{key}: a vtm-worker codes pictures, and {entry.id} is of family {family}")
+    return entry.model_copy(update={"options": {"parallel": 1, **entry.options}})
 
 
 def load_codec(entry: CodecEntry, key: str, settings: Settings) -> LoadedCodec:

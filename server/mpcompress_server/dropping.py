@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Dropped:
     def __init__(self, count: int, flags: Array | None = None) -> None:
         self._flags = np.zeros(count, np.int8) if flags is None else flags
         self._mirror: Array | None = None
+        self._listeners: dict[int, Callable[[int, int], None]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -39,6 +41,19 @@ class Dropped:
             self._flags[index] = 1
             if self._mirror is not None:
                 self._mirror[index] = 1
+
+    def listen(self, index: int, listener: Callable[[int, int], None]) -> None:
+        """From now on `listener` hears (parts done, parts in all) of this item, in the thread that runs the call.
+
+        Codecs in processes of their own are not heard.
+        """
+        self._listeners[index] = listener
+
+    def tell(self, index: int, done: int, total: int) -> None:
+        """Parts of an item are done."""
+        listener = self._listeners.get(index)
+        if listener is not None:
+            listener(done, total)
 
     def mirror(self, flags: Array | None) -> None:
         """From now on keeps a copy in `flags`, memory that another process reads; None ends that."""
@@ -57,7 +72,7 @@ class Dropped:
 
 
 class Token:
-    """Tells a codec whether one item is dropped."""
+    """Tells a codec whether one item is dropped, and who waits for the item how far it is."""
 
     def __init__(self, dropped: Dropped, index: int) -> None:
         self._dropped, self._index = dropped, index
@@ -65,3 +80,7 @@ class Token:
     def is_set(self) -> bool:
         """Whether nobody waits for the item any more."""
         return self._dropped[self._index]
+
+    def progress(self, done: int, total: int) -> None:
+        """Parts of the item are done."""
+        self._dropped.tell(self._index, done, total)

@@ -12,20 +12,32 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import structlog
 
 from mpcompress import registry
 from mpcompress.codec import FeatureCodec
+from mpcompress.picture.strips import cores
+from mpcompress.registry import CodecSpec
 from mpcompress_server.batching import Batching, BatchScheduler
 from mpcompress_server.codecs import CodecSet, LoadedCodec, give_up
 from mpcompress_server.counters import Counters
 from mpcompress_server.executors import Executor, ThreadExecutor
 from mpcompress_server.process_executor import ProcessExecutor
-from mpcompress_server.scheduler import Job
+from mpcompress_server.scheduler import Job, Scheduler
 from mpcompress_server.settings import Settings
+from mpcompress_server.slots import Slots
 
 _log = structlog.get_logger("mpcompress_server.fleet")
+
+
+class CodecScheduler(Scheduler, Protocol):
+    """A scheduler of one codec."""
+
+    def waiting(self) -> dict[str, int]:
+        """Jobs that wait, by codec id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +46,7 @@ class Running:
 
     codec_id: str
     executors: tuple[Executor, ...]
-    scheduler: BatchScheduler
+    scheduler: CodecScheduler
 
     @property
     def restarts(self) -> int:
@@ -44,7 +56,7 @@ class Running:
     @property
     def ready(self) -> bool:
         """Whether one of its instances can run calls."""
-        return any(executor.ready for executor in self.executors)
+        return any(executor.ready for executor in self.executors) or not self.executors
 
     async def close(self) -> None:
         """Fails the jobs that wait; ends worker processes, waits for threads."""
@@ -62,6 +74,8 @@ class Fleet:
         self.codecs = CodecSet([])
         self.on_change: Callable[[], None] = lambda: None
         """Called in the event loop when what `ready` says has changed for a codec."""
+        self.slots: Slots | None = None
+        """Of a worker: what all codecs share."""
         self._counters = counters
         self._running: weakref.WeakKeyDictionary[LoadedCodec, Running] = weakref.WeakKeyDictionary()
         self._retiring: dict[Running, asyncio.Task[None]] = {}
@@ -70,6 +84,9 @@ class Fleet:
     async def start_codec(self, loaded: LoadedCodec, settings: Settings) -> None:
         """Starts all instances of a codec; one that cannot start becomes unavailable."""
         if loaded.unavailable or loaded.codec is None or loaded.spec is None:
+            return
+        if settings.role == "vtm-worker":
+            await self._start_in_slots(loaded, loaded.spec, settings)
             return
         devices: tuple[str | None, ...] = loaded.entry.devices or (None,)
         places = [device for device in devices for _ in range(loaded.entry.instances)]
@@ -90,6 +107,16 @@ class Fleet:
         scheduler = BatchScheduler({loaded.id: executors}, {loaded.id: batching}, self._counters)
         await scheduler.start()
         self._running[loaded] = Running(codec_id=loaded.id, executors=tuple(executors), scheduler=scheduler)
+
+    async def _start_in_slots(self, loaded: LoadedCodec, spec: CodecSpec, settings: Settings) -> None:
+        if self.slots is None:
+            self.slots = Slots(settings.worker.slots or cores(), self._counters)
+        try:
+            scheduler = await self.slots.codec(loaded, partial(registry.load, spec))
+        except Exception as error:
+            give_up(loaded, error)
+            return
+        self._running[loaded] = Running(codec_id=loaded.id, executors=(), scheduler=scheduler)
 
     def ready(self, loaded: LoadedCodec) -> bool:
         """Whether a codec can code: not when it is unavailable, nor while all its worker processes are in back-off."""
@@ -129,8 +156,8 @@ class Fleet:
     async def start(self) -> None:
         """Does nothing: codecs are started one by one."""
 
-    def submit(self, job: Job) -> int:
-        """Queues a job with its codec. Returns how many go before it."""
+    def submit(self, job: Job) -> int | None:
+        """Queues a job with its codec. Returns how many go before it, if that is known."""
         return self._running[job.loaded].scheduler.submit(job)
 
     def cancel(self, job: Job) -> None:
@@ -151,6 +178,8 @@ class Fleet:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await asyncio.gather(*(running.close() for running in [*self._running.values(), *self._retiring]))
+        if self.slots is not None:
+            await self.slots.close()
 
     # ------------------------------------------------------------------------------------------------ for metrics
 

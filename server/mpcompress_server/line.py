@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -102,6 +102,18 @@ class Line:
         if not streams:
             del self._keys[job.key], self._counts[job.key]
         return True
+
+    def in_order(self) -> Iterator[Job]:
+        """The jobs as they will be taken, if none joins, none leaves and none shares a batch."""
+        turns = [iter(own.jobs) for own in self._streams.values()]
+        while turns:
+            left = []
+            for turn in turns:
+                for job in turn:
+                    yield job
+                    left.append(turn)
+                    break
+            turns = left
 
     def drain(self) -> list[Job]:
         """Removes all jobs."""

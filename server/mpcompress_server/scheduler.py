@@ -47,6 +47,8 @@ class Job:
         stream: whose turn it is; jobs of one stream keep their order.
         nbytes: its tensors, or those it becomes, bytes.
         on_started: called when the codec begins.
+        on_position: told how many jobs are before it, when that has changed.
+        on_parts: told (parts done, parts in all); both may be told again what they know: the job is alive.
 
     Attributes:
         result: ends when nothing uses the job's memory any more.
@@ -65,6 +67,8 @@ class Job:
         stream: Hashable = None,
         nbytes: int = 0,
         on_started: Callable[[], None] | None = None,
+        on_position: Callable[[int], None] | None = None,
+        on_parts: Callable[[int, int], None] | None = None,
     ) -> None:
         self.loaded = loaded
         self.work: CompressWork | DecompressWork | None = work
@@ -72,8 +76,10 @@ class Job:
         self.key = key
         self.stream = stream
         self.nbytes = nbytes
-        self.size_class = size_class(isinstance(work, CompressWork), nbytes)
+        self.size_class: Hashable = size_class(isinstance(work, CompressWork), nbytes)
         self.on_started = on_started
+        self.on_position = on_position
+        self.on_parts = on_parts
         self.result: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         self.queued_at = 0.0
         self.expected_s = 0.0
@@ -88,8 +94,12 @@ def size_class(compress: bool, nbytes: int) -> tuple[bool, int]:
 class Scheduler(Protocol):
     """Takes jobs and decides when, and together with which others, they run."""
 
-    def submit(self, job: Job) -> int:
-        """Takes a job; `job.result` ends when nothing uses its memory any more. Returns how many wait before it."""
+    def submit(self, job: Job) -> int | None:
+        """Takes a job; `job.result` ends when nothing uses its memory any more.
+
+        Returns:
+            How many wait before it; None when that will be told to `job.on_position`.
+        """
 
     def cancel(self, job: Job) -> None:
         """Drops a job: at once when it waits, before its next stage when it runs."""

@@ -13,6 +13,11 @@ id = "my-codec"
 family = "klt"
 weights = "my-codec.safetensors"      # relative to this file
 isolation = "process"
+
+[[codecs]]
+id = "vtm-*"                          # all shipped codecs of that pattern, on another server (docs/vtm.md)
+family = "remote"
+options = {target = "dns:///vtm-worker:50051"}
 """
 
 from __future__ import annotations
@@ -24,11 +29,14 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from mpcompress_server.remote_options import REMOTE_FILES, RemoteOptions
 from mpcompress_server.sections import Auth, Connections, Metrics, Seconds, Section, Tls, is_private, under
 
 MIB = 1 << 20
 GIB = 1 << 30
 CODEC_ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+REMOTE = "remote"
+_PATTERN = r"^[a-z0-9*?][a-z0-9._*?-]{0,63}$"
 # An item reserves its input and its output, and twice that when its codec runs in a process of its own.
 ROOM_PER_ITEM = 2
 
@@ -92,10 +100,18 @@ class Executors(Section):
     """How long a worker process may take to load and warm up its codec."""
 
 
-class CodecEntry(Section):
-    """One codec to serve: a shipped one by its id, or a family with its weights."""
+class Worker(Section):
+    """How a server of role `vtm-worker` works."""
 
-    id: str = Field(pattern=CODEC_ID)
+    slots: int = Field(default=0, ge=0, le=1024)
+    """Encoders and decoders that run at a time, the other items wait; 0: as many as cores are free to be used."""
+
+
+class CodecEntry(Section):
+    """One codec to serve: a shipped one by its id, a family with its weights, or one that another server has."""
+
+    id: str = Field(pattern=_PATTERN)
+    """Of family `remote` also a pattern with * and ?, for all shipped codecs that it fits."""
     family: str | None = None
     weights: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
@@ -111,6 +127,25 @@ class CodecEntry(Section):
     """How long an item may wait for others to share its call; 0: no longer than the codec is busy anyway."""
     max_worker_bytes: int | None = Field(default=None, ge=64 * MIB)
     """Memory that a worker process may take beyond what it has once it is warm; with isolation = "process" only."""
+
+    @property
+    def remote(self) -> RemoteOptions | None:
+        """Where the codec runs, if that is another server."""
+        return RemoteOptions.model_validate(self.options) if self.family == REMOTE else None
+
+    @model_validator(mode="after")
+    def _known(self) -> CodecEntry:
+        if self.family != REMOTE and re.fullmatch(CODEC_ID, self.id) is None:
+            raise ValueError(f'{self.id!r} is no codec id; patterns are for entries of family = "remote"')
+        if self.family == REMOTE:
+            try:
+                RemoteOptions.model_validate(self.options)
+            except ValidationError as error:
+                raise ValueError(f"options.{_one_line(error)}") from error
+            others = self.model_fields_set - {"id", "family", "options"}
+            if others:
+                raise ValueError(f"{sorted(others)[0]} says how a codec runs here; one of another server does not")
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> CodecEntry:
@@ -128,6 +163,8 @@ class Settings(Section):
 
     listen: str = "127.0.0.1:50051"
     """HOST:PORT, [IPV6]:PORT or unix:PATH; port 0 takes a free one."""
+    role: Literal["server", "vtm-worker"] = "server"
+    """`vtm-worker`: picture codecs only, as many encoders at a time as cores, one process for each item."""
     grace_s: Seconds = 30.0
     """How long unfinished items have after SIGTERM."""
     allow_untrained: bool = False
@@ -136,6 +173,7 @@ class Settings(Section):
     """Python modules to import at start; they register codec families."""
     limits: Limits = Limits()
     executors: Executors = Executors()
+    worker: Worker = Worker()
     tls: Tls = Tls()
     auth: Auth = Auth()
     connections: Connections = Connections()
@@ -214,10 +252,13 @@ def _relative_to(settings: Settings, folder: Path) -> Settings:
     settings = settings.model_copy(update={"tls": tls, "auth": auth})
     if settings.codecs is None:
         return settings
-    entries = tuple(
-        entry.model_copy(update={"weights": str(folder / entry.weights)})
-        if entry.weights is not None and not entry.weights.startswith("package:")
-        else entry
-        for entry in settings.codecs
-    )
-    return settings.model_copy(update={"codecs": entries})
+    return settings.model_copy(update={"codecs": tuple(_entry_under(folder, entry) for entry in settings.codecs)})
+
+
+def _entry_under(folder: Path, entry: CodecEntry) -> CodecEntry:
+    if entry.family == REMOTE:
+        files = {key: str(folder / entry.options[key]) for key in REMOTE_FILES if entry.options.get(key) is not None}
+        return entry.model_copy(update={"options": {**entry.options, **files}})
+    if entry.weights is None or entry.weights.startswith("package:"):
+        return entry
+    return entry.model_copy(update={"weights": str(folder / entry.weights)})
