@@ -4,8 +4,8 @@
                           ▲                            │
                           └── an error that may pass, or the stream broke ──┘
 
-A slot is taken when an item is pulled from the user's iterable and freed when its result has been handed out, so that
-neither a slow producer nor a slow consumer makes memory grow. The drivers for threads and for asyncio share it; that
+A slot is taken when an item is pulled from the user's iterable and freed when its result has been handed out; the
+`Window` bounds how many are taken. The drivers for threads and for asyncio share it; that
 for threads holds its lock around every call but `receive`.
 """
 
@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections import deque
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Any, Generic
 
 from mpcompress_client.errors import DeadlineError, MPCompressError, ServerError, ServerUnavailableError
 from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
-from mpcompress_client.progress import Progress, ProgressCallback, Stage, progress_of
+from mpcompress_client.progress import Events, ProgressCallback
 from mpcompress_client.retry import Breaks, Contact, RetryPolicy, may_succeed_later
 from mpcompress_client.slot import Slot
+from mpcompress_client.window import Window
 
 # How much longer than an item's own time limit the client waits: the server's answer says more than a local timeout.
 GRACE_S = 10.0
@@ -57,24 +56,19 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._target = target
-        self._look_ahead = look_ahead
-        self._look_ahead_bytes = look_ahead_bytes
-        self._ordered = ordered
         self._policy = policy
         self._breaks = Breaks(policy, contact)
-        self._progress = progress
         self.clock = clock
         self._admitted = 0
-        self._held = 0
-        self._held_bytes = 0
-        self._order: deque[Slot[RequestT, ResponseT, ResultT]] = deque()
-        self._answered: deque[Slot[RequestT, ResponseT, ResultT]] = deque()
+        self._window: Window[RequestT, ResponseT, ResultT] = Window(
+            most_items=look_ahead, most_bytes=look_ahead_bytes, ordered=ordered
+        )
         self._to_send: list[Slot[RequestT, ResponseT, ResultT]] = []
         self._under_way: dict[int, Slot[RequestT, ResponseT, ResultT]] = {}
         self._responded = False
         self._stray_error: MPCompressError | None = None
         self._aborted = False
-        self._events: deque[Progress] = deque()
+        self._events = Events(progress)
         self.pulling = False
         self.exhausted = False
         self.crash: BaseException | None = None
@@ -83,8 +77,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
 
     def may_pull(self) -> bool:
         """Whether the next item may be pulled from the source now; sets nothing."""
-        room = self._held < self._look_ahead and (not self._held or self._held_bytes < self._look_ahead_bytes)
-        return room and not self.pulling and not self.exhausted
+        return self._window.has_room and not self.pulling and not self.exhausted
 
     def admit(self, item: Item[RequestT, ResponseT, ResultT] | MPCompressError) -> None:
         """Gives an item that was pulled its slot; an error in its place is its result."""
@@ -98,10 +91,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
             slot, failed = Slot(index=self._admitted, item=item, nbytes=item.nbytes), self._stray_error
             self._stray_error = None
         self._admitted += 1
-        self._held += 1
-        self._held_bytes += slot.nbytes
-        if self._ordered:
-            self._order.append(slot)
+        self._window.hold(slot)
         if failed is not None:
             self._finish(slot, failed)
         else:
@@ -117,9 +107,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         self._aborted = True
         self._under_way.clear()
         self._to_send.clear()
-        if self._ordered:
-            self._order = deque(takewhile(lambda slot: slot.outcome is not None, self._order))
-        self._held = len(self._order) + len(self._answered)
+        self._window.cut()
         self.end(crash)
 
     # -------------------------------------------------------------------------------------------------- sending
@@ -162,7 +150,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
     @property
     def finished(self) -> bool:
         """Whether every result has been handed out."""
-        return self.exhausted and not self.pulling and not self._held
+        return self.exhausted and not self.pulling and self._window.empty
 
     @property
     def settled(self) -> bool:
@@ -188,9 +176,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         self._responded = True
         self._breaks.answered()
         if response.WhichOneof("event") == "progress":
-            event = progress_of(slot.index, response.progress)
-            if event is not None and self._progress is not None:
-                self._progress(event)
+            self._events.at_once(slot.index, response.progress)
             return None
         try:
             outcome = item.receive(response)
@@ -211,25 +197,11 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
 
     def tell(self) -> None:
         """Tells the user's callback what has happened, and raises what it raises. Only the driver's reader calls it."""
-        while self._events:
-            event = self._events.popleft()
-            if self._progress is not None:
-                self._progress(event)
+        self._events.tell()
 
     def pop(self) -> Slot[RequestT, ResponseT, ResultT] | None:
         """The next slot to hand out; None when there is none yet."""
-        slot: Slot[RequestT, ResponseT, ResultT]
-        if self._ordered:
-            if not self._order or self._order[0].outcome is None:
-                return None
-            slot = self._order.popleft()
-        elif self._answered:
-            slot = self._answered.popleft()
-        else:
-            return None
-        self._held -= 1
-        self._held_bytes -= slot.nbytes
-        return slot
+        return self._window.pop()
 
     # ------------------------------------------------------------------------------------------------ the stream
 
@@ -310,7 +282,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
             return
         slot.error, slot.due = error, due
         insort(self._to_send, slot, key=lambda other: other.index)
-        self._tell_later(slot, "resubmitted")
+        self._events.later(slot.index, "resubmitted")
 
     def _fail(self, error: MPCompressError, *, unsent: bool) -> None:
         failed = list(self._under_way.values())
@@ -326,10 +298,5 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
     def _finish(self, slot: Slot[RequestT, ResponseT, ResultT], outcome: ResultT | MPCompressError) -> None:
         # The result may wait for its turn; the tensors that it came of need not.
         slot.outcome, slot.item, slot.error = outcome, None, None
-        if not self._ordered:
-            self._answered.append(slot)
-        self._tell_later(slot, "failed" if isinstance(outcome, MPCompressError) else "done")
-
-    def _tell_later(self, slot: Slot[RequestT, ResponseT, ResultT], stage: Stage) -> None:
-        if self._progress is not None:
-            self._events.append(Progress(index=slot.index, stage=stage))
+        self._window.finished(slot)
+        self._events.later(slot.index, "failed" if isinstance(outcome, MPCompressError) else "done")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -64,3 +65,27 @@ def progress_of(index: int, message: pb.ItemProgress) -> Progress | None:
         parts_total=message.parts_total,
         elapsed_s=message.elapsed.ToTimedelta().total_seconds(),
     )
+
+
+class Events:
+    """What the user's callback is told, and when. Without a callback nothing is kept."""
+
+    def __init__(self, callback: ProgressCallback | None) -> None:
+        self._callback = callback
+        self._waiting: deque[Progress] = deque()
+
+    def at_once(self, index: int, message: pb.ItemProgress) -> None:
+        """Tells what the server says. Raises what the callback raises."""
+        event = progress_of(index, message)
+        if event is not None and self._callback is not None:
+            self._callback(event)
+
+    def later(self, index: int, stage: Stage) -> None:
+        """Keeps an event for `tell`; raises nothing."""
+        if self._callback is not None:
+            self._waiting.append(Progress(index=index, stage=stage))
+
+    def tell(self) -> None:
+        """Tells what was kept. Raises what the callback raises."""
+        while self._waiting and self._callback is not None:
+            self._callback(self._waiting.popleft())
