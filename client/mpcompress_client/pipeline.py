@@ -9,6 +9,7 @@ The reader thread opens the streams, one at a time, and the next one when a stre
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Generic
@@ -57,7 +58,12 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._source = source
         self._ledger: Ledger[RequestT, ResponseT, ResultT] = ledger
         self._target = target
-        self._changed = threading.Condition()
+        # One lock and two conditions, one for the caller and one for all others: a thread that is woken in vain costs
+        # as much as a message. The time at which the caller wakes by itself is on the ledger's clock.
+        lock = threading.RLock()
+        self._answered = threading.Condition(lock)
+        self._changed = threading.Condition(lock)
+        self._caller_wakes = 0.0
         self._closed = False
         # The stream that takes items: None while there is none, and once it drains, breaks or is given up.
         self._stream: object | None = None
@@ -79,13 +85,16 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         if self._reader is None:
             self._run()
         while True:
-            with self._changed:
+            with self._answered:
                 slot = self._ledger.pop()
                 while slot is None and not self._ledger.finished:
-                    self._changed.wait(self._ledger.next_deadline_s())
-                    if self._ledger.expire():
-                        self._give_up_stream()
+                    left_s = self._ledger.next_deadline_s()
+                    self._caller_wakes = math.inf if left_s is None else self._ledger.clock() + left_s
+                    self._answered.wait(left_s)
                     slot = self._ledger.pop()
+                    if slot is None and self._ledger.expire():
+                        self._give_up_stream()
+                        slot = self._ledger.pop()
                 self._changed.notify_all()
             if slot is None:
                 break
@@ -110,6 +119,10 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._stream, self._given_up = None, True
         if self._call is not None:
             self._call.cancel()
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        self._answered.notify_all()
         self._changed.notify_all()
 
     # ------------------------------------------------------------------------------------------- reader thread
@@ -163,7 +176,7 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
             early, self._stream = self._stream is stream, None
             # Ended by this side: what it was given up for has its error already.
             delay_s = self._ledger.stream_ended(None if self._given_up else error, early=early)
-            self._changed.notify_all()
+            self._wake_all()
         return delay_s
 
     def _stream_limit_s(self) -> float | None:
@@ -183,7 +196,9 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         if answered is not None:
             with self._changed:
                 self._ledger.settle(*answered)
-                self._changed.notify_all()
+                self._answered.notify_all()
+                if self._ledger.waiting:
+                    self._changed.notify_all()
             self._ledger.tell()
 
     # ------------------------------------------------------------------------------------------ sending thread
@@ -214,8 +229,9 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
                     if self._stream is not stream:
                         return None
                     found = self._ledger.next_to_send()
-                    self._changed.notify_all()
                     if found is not None:
+                        if self._ledger.clock() + found[1] + books.GRACE_S < self._caller_wakes:
+                            self._answered.notify_all()  # to wait for this one's deadline
                         return found
                     if self._ledger.may_pull():
                         self._ledger.pulling = True
@@ -238,11 +254,14 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
             crash = error
         with self._changed:
             self._ledger.pulling = False
+            to_send = isinstance(item, Item) and not self._ledger.has_stray_error
             if item is None:
                 self._ledger.end(crash)
             else:
                 self._ledger.admit(item)
             self._changed.notify_all()
+            if not to_send:  # but to be handed out, or the end
+                self._answered.notify_all()
 
     def _prepared(self, value: InputT) -> Item[RequestT, ResponseT, ResultT] | MPCompressError:
         try:

@@ -113,7 +113,18 @@ def test_resume_does_what_is_left(mpcompress):
     assert again(*CODEC) == (0, 3)
     assert again(*CODEC, "--qp", "24") == (0, 3)  # the default, said aloud
     assert again(*CODEC, "--qp", "30") == (3, 0)
+    assert again(*CODEC, "--qp", "30", "--param", "prefix_qp_offset_eighths=-24") == (3, 0)
+    assert again(*CODEC, "--qp", "30", "--param", "prefix_qp_offset_eighths=-24") == (0, 3)
+    assert again(*CODEC, "--qp", "30", "--param", "prefix_qp_offset_eighths=-24", "--local") == (0, 3)
+    assert again(*CODEC, "--qp", "30") == (3, 0)
+    assert again(*CODEC, "--param", "target_bpfp=0.2") == (3, 0)
+    assert again(*CODEC, "--param", "target_bpfp=0.3") == (3, 0)
     assert again("--codec", BLOCK6) == (3, 0)
+    os.utime("features/b.npy", ns=(5, 5))  # older than its unit, and still not the input that it was
+    assert again("--codec", BLOCK6) == (1, 2)
+    assert mpcompress("decompress", "units", "-o", "again")[0] == 0
+    code, out, _ = mpcompress("decompress", "units", "-o", "again", "--resume", "--dtype", "float32", "--json")
+    assert (code, json.loads(out)["done"], np.load("again/b.npy").dtype) == (0, 3, np.float32)
     assert mpcompress("decompress", "units", "-o", "again")[0] == 0
     Path("again/a.npy").unlink()
     code, out, _ = mpcompress("decompress", "units", "-o", "again", "--resume")
@@ -137,6 +148,16 @@ def test_bad_places(mpcompress, arguments, words):
     code, out, err = mpcompress("compress", *arguments, *CODEC)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert words in err
+
+
+def test_resume_trusts_no_unit_that_it_does_not_know(mpcompress):
+    arguments = ("compress", "features/a.npy", "-o", "a.mpc", *CODEC)
+    assert mpcompress(*arguments)[0] == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["a.mpc", "features"]
+    assert "done before" not in mpcompress(*arguments, "--resume")[1]
+    assert mpcompress(*arguments, "--resume")[1] == "a.mpc: done before\n"
+    Path(".mpcompress-resume.jsonl").write_text('{"output": "a.mpc"}\nhalf a li')
+    assert "done before" not in mpcompress(*arguments, "--resume")[1]
 
 
 def test_no_server_ends_a_batch_at_once(mpcompress):
@@ -164,7 +185,7 @@ def test_an_interrupted_batch_goes_on_where_it_ended(mpcompress, server, final):
     if process.returncode == 130:  # else the machine did all 200 before the signal came
         assert (out, err.strip()) == ("", "mpcompress: interrupted")
         assert 0 < done < 200
-    assert [path.name for path in Path("units").iterdir() if path.suffix != ".mpc"] == []
+    assert [path.name for path in Path("units").iterdir() if path.suffix != ".mpc"] == [".mpcompress-resume.jsonl"]
     code, out, _ = mpcompress("compress", "many", "-o", "units", *CODEC, "--resume", "--json")
     facts = json.loads(out)
     assert (code, facts["done"], facts["skipped"]) == (0, 200 - done, done)

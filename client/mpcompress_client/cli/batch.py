@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,10 @@ from typing import Any, Generic, TypeVar
 
 import click
 
+from mpcompress_client.cli.files import write_whole
 from mpcompress_client.cli.progress import bar
-from mpcompress_client.cli.sources import Job
+from mpcompress_client.cli.resume import Record
+from mpcompress_client.cli.sources import PIPE, Job
 from mpcompress_client.errors import (
     AccessDeniedError,
     MPCompressError,
@@ -19,6 +22,8 @@ from mpcompress_client.errors import (
 
 InputT = TypeVar("InputT")
 ResultT = TypeVar("ResultT")
+# What goes wrong with one item and would with every other.
+FATAL: tuple[type[MPCompressError], ...] = (ServerUnavailableError, AccessDeniedError)
 
 
 @dataclass
@@ -43,17 +48,17 @@ class Batch(Generic[InputT, ResultT]):
         title: what the progress bar says.
         read: the input of a job; may raise OSError and MPCompressError.
         code: results of many inputs, in order, an error in the place of each that failed.
-        write: writes a result; returns facts about it. May raise as `read`.
-        is_done: whether a job's output is there from an earlier call.
+        encode: the bytes of a result's file, and facts about it. May raise as `read`.
+        record: what earlier calls have done, where the results of this one are noted; None notes nothing.
         fatal: errors of one item that every other would meet too.
     """
 
     title: str
     read: Callable[[Job], InputT]
     code: Callable[[Iterable[InputT]], Iterator[ResultT | MPCompressError]]
-    write: Callable[[Job, ResultT], dict[str, Any]]
-    is_done: Callable[[Job], bool]
-    fatal: tuple[type[MPCompressError], ...] = (ServerUnavailableError, AccessDeniedError)
+    encode: Callable[[Job, ResultT], tuple[bytes, dict[str, Any]]]
+    record: Record | None
+    fatal: tuple[type[MPCompressError], ...] = FATAL
 
     def run(self, jobs: Sequence[Job], *, resume: bool) -> Outcome:
         """Does the jobs; with `resume` only those that are not done.
@@ -67,7 +72,7 @@ class Batch(Generic[InputT, ResultT]):
 
         def inputs() -> Iterator[InputT]:
             for job in jobs:
-                if resume and self.is_done(job):
+                if resume and self._is_done(job):
                     outcome.skipped.append(str(job.output))
                     continue
                 try:
@@ -103,14 +108,31 @@ class Batch(Generic[InputT, ResultT]):
     def run_one(self, job: Job, *, resume: bool) -> Outcome:
         """Does one job; whatever goes wrong with it is raised."""
         outcome = Outcome()
-        if resume and self.is_done(job):
+        if resume and self._is_done(job):
             outcome.skipped.append(str(job.output))
             return outcome
         (result,) = self.code([self.read(job)])
         if isinstance(result, MPCompressError):
             raise result
-        outcome.done.append({"input": str(job.source), **self.write(job, result)})
+        outcome.done.append(self._written(job, result))
         return outcome
+
+    def _is_done(self, job: Job) -> bool:
+        try:
+            return self.record is not None and self.record.is_done(job)
+        except OSError:
+            return False
+
+    def _written(self, job: Job, result: ResultT) -> dict[str, Any]:
+        data, facts = self.encode(job, result)
+        if self.record is not None:
+            self.record.note(job, data)
+        if str(job.output) == PIPE:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            write_whole(job.output, data)
+        return {"input": str(job.source), **facts}
 
     def _finish(self, outcome: Outcome, job: Job, result: ResultT | MPCompressError) -> None:
         if isinstance(result, MPCompressError):
@@ -120,7 +142,7 @@ class Batch(Generic[InputT, ResultT]):
             return
         try:
             job.output.parent.mkdir(parents=True, exist_ok=True)
-            outcome.done.append({"input": str(job.source), **self.write(job, result)})
+            outcome.done.append(self._written(job, result))
         except MPCompressError as error:
             self._fail(outcome, job, error)
 

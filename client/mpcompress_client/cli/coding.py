@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mpcompress_client.cli.batch import Batch, Outcome
+from mpcompress_client.cli.batch import FATAL, Batch, Outcome
 from mpcompress_client.cli.files import READABLE, SUFFIXES, check_output, file_bytes, read_arrays
 from mpcompress_client.cli.options import (
     INPUT_FILE,
@@ -18,12 +17,14 @@ from mpcompress_client.cli.options import (
     place_option,
     resume_option,
 )
-from mpcompress_client.cli.results import emit, emit_batch, say
+from mpcompress_client.cli.results import emit_batch, say
+from mpcompress_client.cli.resume import Record
 from mpcompress_client.cli.server import Server, server_options
-from mpcompress_client.cli.sources import PIPE, Job, plan, read_input
+from mpcompress_client.cli.sources import PIPE, Job, Plan, plan, read_input
 from mpcompress_client.cli.units import facts_of, load_unit
 from mpcompress_client.client import CompressionClient
 from mpcompress_client.errors import CodecUnavailableError, MPCompressError, UnknownCodecError
+from mpcompress_client.infos import CodecInfo
 from mpcompress_client.items import Decoded
 from mpcompress_client.local import EdgeCodec
 from mpcompress_proto.coded_unit import CodedUnit
@@ -71,46 +72,49 @@ def compress(
     if local:
         with server.if_named() as source:
             edge = EdgeCodec.load(codec, target=source)
-        return _compress(
-            todo.jobs, todo.batch, resume, as_json, edge.info.id, arguments, _each(edge.compress, arguments)
-        )
+        made = _made(edge.info.id, edge.info, arguments)
+        return _compress(todo, resume, as_json, made, _each(edge.compress, arguments))
     with server.connect() as client:
+        info = {info.id: info for info in client.codecs()}.get(codec) if todo.batch or resume else None
 
         def code(items: Iterable[Any]) -> Iterator[CodedUnit | MPCompressError]:
             return client.compress_many(items, codec=codec, errors="return", **arguments)
 
-        return _compress(todo.jobs, todo.batch, resume, as_json, codec, arguments, code)
+        return _compress(todo, resume, as_json, _made(codec, info, arguments), code)
 
 
-def _compress(
-    jobs: list[Job], batch: bool, resume: bool, as_json: bool, codec_id: str, arguments: dict[str, Any], code: Any
-) -> int:
-    def write(job: Job, unit: CodedUnit) -> dict[str, Any]:
+def _made(codec: str, info: CodecInfo | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """All that decides about a unit besides its input; the codec's default qp counts as if it had been given."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if info is None:
+        return {"codec": codec, **given}
+    if info.qp is not None and not given.keys() & {"qp", "target_bpfp", "target_nmse"}:
+        given["qp"] = info.qp.default
+    return {"codec": codec, "fingerprint": info.fingerprint.hex(), **given}
+
+
+def _compress(todo: Plan, resume: bool, as_json: bool, made: dict[str, Any], code: Any) -> int:
+    def encode(job: Job, unit: CodedUnit) -> tuple[bytes, dict[str, Any]]:
         data = unit.to_bytes()
-        emit(job.output, data)
-        return facts_of(unit, job.output, len(data))
+        return data, facts_of(unit, job.output, len(data))
 
-    def is_done(job: Job) -> bool:
-        try:
-            unit = load_unit(job.output)
-            pstate = unit.pstate
-            qp = arguments["qp"]
-            same_qp = qp is None or pstate.get("qp_eighths", 8 * qp) == 8 * qp
-            return unit.codec_id == codec_id and same_qp and _is_newer(job)
-        except (OSError, MPCompressError):
-            return False
-
-    work = Batch(title="compress", read=lambda job: read_input(job.source), code=code, write=write, is_done=is_done)
-    work = dataclasses.replace(work, fatal=(*work.fatal, UnknownCodecError, CodecUnavailableError))
-    outcome = _run(work, jobs, batch, resume)
-    if batch:
-        return emit_batch(outcome, as_json, into=jobs[0].output.parent)
+    work: Batch[Any, CodedUnit] = Batch(
+        title="compress",
+        read=lambda job: read_input(job.source),
+        code=code,
+        encode=encode,
+        record=_record(todo, resume, made),
+        fatal=(*FATAL, UnknownCodecError, CodecUnavailableError),
+    )
+    outcome = _run(work, todo, resume)
+    if todo.batch:
+        return emit_batch(outcome, as_json, into=todo.folder)
     for facts in outcome.done:
         ratio, bpfp = facts["ratio"], facts["bpfp"]
         text = (
             f"{facts['output']}: {facts['raw_bytes']} -> {facts['bytes']} bytes, {ratio:.1f}x smaller, {bpfp:.3f} bpfp"
         )
-        say(facts, text, as_json, piped=str(jobs[0].output) == PIPE)
+        say(facts, text, as_json, piped=str(todo.jobs[0].output) == PIPE)
         for warning in facts["warnings"]:
             if not as_json:
                 click.echo(f"warning: {warning}", err=True)
@@ -169,37 +173,41 @@ def decompress(
             raise click.UsageError(f"--format {suffix} and the output {output!r} disagree")
         check_output(todo.jobs[0].output)
     context = None if ctx is None else read_arrays(ctx)
+    # The unit itself says which codec and which context gave it: no others can decode it.
+    made = {"dtype": dtype}
     if local:
         with server.if_named() as source:
             code = _each(_Codecs(codec, source).decompress, {"dtype": dtype, "ctx": context})
-            return _decompress(todo.jobs, todo.batch, resume, as_json, ending, code)
+            return _decompress(todo, resume, as_json, made, ending, code)
     with server.connect() as client:
 
         def code_there(items: Iterable[CodedUnit]) -> Iterator[Decoded | MPCompressError]:
             return client.decompress_many(((unit, context) for unit in items), dtype=dtype, errors="return")
 
-        return _decompress(todo.jobs, todo.batch, resume, as_json, ending, code_there)
+        return _decompress(todo, resume, as_json, made, ending, code_there)
 
 
-def _decompress(jobs: list[Job], batch: bool, resume: bool, as_json: bool, ending: str, code: Any) -> int:
-    def write(job: Job, found: Decoded) -> dict[str, Any]:
+def _decompress(todo: Plan, resume: bool, as_json: bool, made: dict[str, Any], ending: str, code: Any) -> int:
+    def encode(job: Job, found: Decoded) -> tuple[bytes, dict[str, Any]]:
         piped = str(job.output) == PIPE
         data = file_bytes(found, ending if piped else job.output.suffix, str(job.output))
-        emit(job.output, data)
         named = found if isinstance(found, dict) else {"h_hat": found}
         tensors = [{"name": name, "dtype": x.dtype.name, "shape": list(x.shape)} for name, x in named.items()]
-        return {"output": str(job.output), "tensors": tensors}
+        return data, {"output": str(job.output), "tensors": tensors}
 
-    def is_done(job: Job) -> bool:
-        return job.output.is_file() and _is_newer(job)
-
-    work = Batch(title="decompress", read=lambda job: load_unit(job.source), code=code, write=write, is_done=is_done)
-    outcome = _run(work, jobs, batch, resume)
-    if batch:
-        return emit_batch(outcome, as_json, into=jobs[0].output.parent)
+    work: Batch[CodedUnit, Decoded] = Batch(
+        title="decompress",
+        read=lambda job: load_unit(job.source),
+        code=code,
+        encode=encode,
+        record=_record(todo, resume, made),
+    )
+    outcome = _run(work, todo, resume)
+    if todo.batch:
+        return emit_batch(outcome, as_json, into=todo.folder)
     for facts in outcome.done:
         what = ", ".join(f"{x['name']} {x['dtype']} {tuple(x['shape'])}" for x in facts["tensors"])
-        say(facts, f"{facts['output']}: {what}", as_json, piped=str(jobs[0].output) == PIPE)
+        say(facts, f"{facts['output']}: {what}", as_json, piped=str(todo.jobs[0].output) == PIPE)
     return _skipped(outcome, as_json)
 
 
@@ -239,12 +247,13 @@ def _each(function: Any, arguments: dict[str, Any]) -> Any:
     return code
 
 
-def _run(work: Batch[Any, Any], jobs: list[Job], batch: bool, resume: bool) -> Outcome:
-    return work.run(jobs, resume=resume) if batch else work.run_one(jobs[0], resume=resume)
+def _record(todo: Plan, resume: bool, made: dict[str, Any]) -> Record | None:
+    """Of one file a note is only taken when it is asked for: its folder is the user's."""
+    return Record(todo.folder, made) if todo.batch or resume else None
 
 
-def _is_newer(job: Job) -> bool:
-    return job.output.stat().st_mtime_ns >= job.source.stat().st_mtime_ns
+def _run(work: Batch[Any, Any], todo: Plan, resume: bool) -> Outcome:
+    return work.run(todo.jobs, resume=resume) if todo.batch else work.run_one(todo.jobs[0], resume=resume)
 
 
 def _skipped(outcome: Outcome, as_json: bool) -> int:

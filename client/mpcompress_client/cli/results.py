@@ -1,10 +1,9 @@
-"""What commands write and say: results to files or the pipe, words for people, JSON for programs."""
+"""What commands say: words for people, JSON for programs."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,6 @@ import click
 import numpy as np
 
 from mpcompress_client.cli.batch import Outcome
-from mpcompress_client.cli.files import write_whole
-from mpcompress_client.cli.sources import PIPE
-
-
-def emit(output: Path, data: bytes) -> None:
-    """Writes a result to its file, or to the pipe."""
-    if str(output) == PIPE:
-        stream = sys.stdout.buffer
-        stream.write(data)
-        stream.flush()
-    else:
-        write_whole(output, data)
 
 
 def say(facts: dict[str, Any], text: str, as_json: bool, *, piped: bool) -> None:

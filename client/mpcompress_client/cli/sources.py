@@ -31,10 +31,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of one call. `batch`: results go into a folder, one failure does not end the rest."""
+    """The jobs of one call.
+
+    Attributes:
+        jobs: what is to be done.
+        batch: results go into a folder, one failure does not end the rest.
+        folder: that folder, or where the one result goes.
+    """
 
     jobs: list[Job]
     batch: bool
+    folder: Path
 
 
 def plan(given: Sequence[str], output: str, *, inputs: Sequence[str], suffix: str) -> Plan:
@@ -52,10 +59,11 @@ def plan(given: Sequence[str], output: str, *, inputs: Sequence[str], suffix: st
     found, several = _expand(given, inputs)
     into = output.endswith(("/", "\\")) or Path(output).is_dir()
     if not several and not into:
-        return Plan([Job(found[0][0], _file(output, found[0][0]))], batch=False)
+        job = Job(found[0][0], _file(output, found[0][0]))
+        return Plan([job], batch=False, folder=job.output.parent)
     if output == PIPE:
         raise click.UsageError("`-o -` takes one input")
-    return Plan(_into(found, Path(output), suffix), batch=True)
+    return Plan(_into(found, Path(output), suffix), batch=True, folder=Path(output))
 
 
 def files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
