@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from mpcompress_server.errors import (
     to_status,
 )
 from mpcompress_server.items import Item, RecentIds
-from mpcompress_server.operations import Operation, error_response
+from mpcompress_server.operations import Operation
 from mpcompress_server.outbox import Outbox
 from mpcompress_server.scheduler import Finished, Job, Scheduler
 
@@ -53,6 +53,7 @@ class ActiveItems:
         counters: told what becomes of items.
         outbox: takes their answers.
         request_id: for the log and the errors.
+        metadata: of the call, for other servers.
         background: holds tasks that may outlive the call.
         on_overflow: called when the client leaves too many answers unread.
     """
@@ -67,6 +68,7 @@ class ActiveItems:
         counters: Counters,
         outbox: Outbox,
         request_id: str,
+        metadata: Sequence[tuple[str, str]],
         background: set[asyncio.Task[None]],
         on_overflow: Callable[[UnreadAnswersError], None],
     ) -> None:
@@ -77,6 +79,7 @@ class ActiveItems:
         self._counters = counters
         self._outbox = outbox
         self._request_id = request_id
+        self._metadata = metadata
         self._background = background
         self._on_overflow = on_overflow
         self._log = structlog.get_logger("mpcompress_server.items").bind(request_id=request_id, method=operation.name)
@@ -95,6 +98,7 @@ class ActiveItems:
 
     async def admit(self, item: Item, call_deadline: float) -> None:
         """Lets an item in. Raises what `Admission.admit` raises."""
+        item.call_deadline = call_deadline
         try:
             await self._admission.admit(item, call_deadline)
         except ItemTimeoutError:
@@ -133,10 +137,11 @@ class ActiveItems:
             item.job = Job(
                 loaded=item.plan.loaded,
                 work=work,
-                deadline=item.deadline,
+                deadline=min(item.deadline, item.call_deadline),
                 key=item.plan.key,
                 stream=self._stream,
                 nbytes=item.plan.nbytes,
+                metadata=self._metadata,
                 on_started=partial(copy_context().run, self._started, item),
             )
             del work
@@ -244,7 +249,7 @@ class ActiveItems:
             self._log.info("item failed", item=item_id, reason=rule.reason, error=str(error))
         status = to_status(error, self._request_id)
         drop_frames(error)
-        self._queue_final(iter((error_response(self._operation, item_id, status),)), None)
+        self._queue_final(iter((self._operation.response(item_id=item_id, error=status),)), None)
 
     def _queue_final(self, messages: Any, release: Any) -> None:
         try:
@@ -266,6 +271,8 @@ class ActiveItems:
 
 def codec_stages(loaded: LoadedCodec, compress: bool, finished: Finished) -> list[tuple[str, float]]:
     """The time in a codec by stage, seconds; one stage `codec` for those that do not say where their time goes."""
+    if loaded.remote is not None:
+        return [("remote", finished.coding_s)]
     if loaded.codec is not None and loaded.codec.pstate_kind == "picture":
         return [("external", finished.coding_s)]
     if not finished.first_s:

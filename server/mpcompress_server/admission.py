@@ -76,7 +76,7 @@ class Admission:
         """
         self._check_deadline(item, min(item.deadline, call_deadline))
         copies = ROOM_PER_ITEM if item.plan.loaded.entry.isolation == "process" else 1
-        need = copies * item.plan.nbytes + ITEM_OVERHEAD_BYTES
+        need = copies * item.plan.nbytes + item.plan.extra_bytes + ITEM_OVERHEAD_BYTES
         until = self._clock() + self._limits.reservation_timeout_s
         slot = False
         try:

@@ -21,6 +21,7 @@ from mpcompress.errors import (
 )
 from mpcompress.registry import CodecSpec
 from mpcompress_proto.v1 import compression_pb2 as pb
+from mpcompress_server.remotes import RemoteServer
 from mpcompress_server.settings import CodecEntry, Settings, SettingsError
 
 _log = structlog.get_logger("mpcompress_server.codecs")
@@ -37,6 +38,7 @@ class LoadedCodec:
         spec: what the registry loads.
         codec: metadata and checks; also the first thread instance. None when it did not load.
         unavailable: why it cannot run, in words fit for a client; "" when it can.
+        remote: the server that has it, when that is another; set when it is started.
         file_bytes: size of its codec file; 0: none.
         file_sha256: 32 bytes of that file's hash.
     """
@@ -45,6 +47,7 @@ class LoadedCodec:
     spec: CodecSpec | None = None
     codec: FeatureCodec | None = None
     unavailable: str = ""
+    remote: RemoteServer | None = None
     file_bytes: int = 0
     file_sha256: bytes = field(default=b"", repr=False)
 
@@ -53,10 +56,32 @@ class LoadedCodec:
         """Its id."""
         return self.entry.id
 
+    @property
+    def info(self) -> pb.CodecInfo | None:
+        """Of a codec of another server: what that says of it; None before it has."""
+        return self.remote.codecs.get(self.id) if self.remote is not None else None
+
+    @property
+    def format(self) -> tuple[bytes, int] | None:
+        """Fingerprint and bitstream version; None when they are not known."""
+        if self.codec is not None:
+            return self.codec.fingerprint, self.codec.bitstream_version
+        info = self.info
+        return (info.fingerprint, info.bitstream_version) if info is not None and info.fingerprint else None
+
+    def known_format(self) -> tuple[bytes, int]:
+        """The same. Raises CodecUnavailableError or WorkerUnreachableError when they are not known."""
+        if self.format is not None:
+            return self.format
+        if self.remote is not None and self.info is None:
+            raise self.remote.unreachable()
+        return self.ready().fingerprint, self.ready().bitstream_version
+
     def ready(self) -> FeatureCodec:
         """The codec. Raises CodecUnavailableError with the reason when it cannot run."""
         if self.unavailable or self.codec is None:
-            raise CodecUnavailableError(f"codec {self.id} is not available: {self.unavailable}", field="codec_id")
+            why = self.unavailable or (self.info.unavailable_reason if self.info is not None else "")
+            raise CodecUnavailableError(f"codec {self.id} is not available: {why}", field="codec_id")
         return self.codec
 
 
@@ -83,11 +108,10 @@ class CodecSet:
         Raises:
             UnknownCodecError: neither id nor fingerprint is known.
             CodecMismatchError: the id is known, with another fingerprint or bitstream version.
+            CodecUnavailableError, WorkerUnreachableError: the id is known, and nothing of its format.
         """
         named = self._by_id.get(header.codec_id)
-        same = [
-            loaded for loaded in self._by_id.values() if loaded.codec and loaded.codec.fingerprint == header.fingerprint
-        ]
+        same = [loaded for loaded in self._by_id.values() if loaded.format and loaded.format[0] == header.fingerprint]
         wanted = header.fingerprint.hex()
         if not same:
             if named is None:
@@ -95,19 +119,26 @@ class CodecSet:
                     f"this server has no codec {_quoted(header.codec_id)} and none of fingerprint {wanted}",
                     field="unit.codec_id",
                 )
-            here = named.ready().fingerprint.hex()
+            here = named.known_format()[0].hex()
             raise CodecMismatchError(
                 f"the unit needs {named.id} with fingerprint {wanted}; this server has {here}",
                 field="unit.fingerprint",
             )
-        found = named if named is not None and named in same else same[0]
-        version = found.ready().bitstream_version
+        # One that is here, or whose worker answers, before one that can only be waited for.
+        found = named if named is not None and named in same else min(same, key=_distance)
+        version = found.known_format()[1]
         if version != header.bitstream_version:
             raise CodecMismatchError(
                 f"the unit has bitstream version {header.bitstream_version}; this server reads {version}",
                 field="unit.bitstream_version",
             )
         return found
+
+
+def _distance(loaded: LoadedCodec) -> int:
+    if loaded.unavailable:
+        return 3
+    return 0 if loaded.remote is None else 1 if loaded.remote.reachable else 2
 
 
 def import_plugins(names: Sequence[str]) -> None:
@@ -175,6 +206,8 @@ def _of_worker(entry: CodecEntry, key: str) -> CodecEntry:
 def load_codec(entry: CodecEntry, key: str, settings: Settings) -> LoadedCodec:
     """Loads one codec. Raises SettingsError, as `load_codecs`."""
     loaded = LoadedCodec(entry=entry)
+    if entry.remote is not None:
+        return loaded  # what it is, its server says
     try:
         loaded.spec = spec_of(entry, key)
         codec = registry.load(loaded.spec)

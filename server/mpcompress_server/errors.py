@@ -9,6 +9,7 @@
     ├── IncompleteItemError      another header or the end of the stream came before all chunks
     ├── ServerDrainingError      the server stops
     ├── ReloadFailedError        the codecs from before stay
+    ├── WorkerUnreachableError   the codec runs on another server, and none answers
     ├── PermissionDeniedError    not for this caller
     ├── UnauthenticatedError     a call without a known token
     └── StreamError              ends the call, not only an item
@@ -80,6 +81,10 @@ class ReloadFailedError(ServerError):
     """The configuration cannot be served."""
 
 
+class WorkerUnreachableError(ServerError):
+    """The codec runs on another server, and none that has it answers."""
+
+
 class PermissionDeniedError(ServerError):
     """The caller may not do that."""
 
@@ -102,6 +107,18 @@ class UnreadAnswersError(StreamError):
 
 class DrainedError(StreamError):
     """The server stops, and this stream has nothing left to wait for."""
+
+
+class RemoteItemError(Exception):
+    """What another server said about an item that it was sent: no row of the table, but passed on with all its details.
+
+    Args:
+        status: of the item there.
+    """
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.status = status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +163,7 @@ TABLE: dict[type[BaseException], Rule] = {
     IncompleteItemError: Rule(code=_CODE.INVALID_ARGUMENT, reason="INCOMPLETE_ITEM"),
     ServerDrainingError: Rule(code=_CODE.UNAVAILABLE, reason="SERVER_DRAINING", retry=True),
     DrainedError: Rule(code=_CODE.UNAVAILABLE, reason="SERVER_DRAINING", retry=True),
+    WorkerUnreachableError: Rule(code=_CODE.UNAVAILABLE, reason="WORKER_UNREACHABLE", retry=True),
     ReloadFailedError: Rule(code=_CODE.FAILED_PRECONDITION, reason="RELOAD_FAILED"),
     PermissionDeniedError: Rule(code=_CODE.PERMISSION_DENIED, reason="PERMISSION_DENIED"),
     UnauthenticatedError: Rule(code=_CODE.UNAUTHENTICATED, reason="UNAUTHENTICATED"),
@@ -162,14 +180,28 @@ def rule_of(error: BaseException) -> Rule:
     """The row for an exception; INTERNAL for those nobody foresaw."""
     if isinstance(error, library.OutOfRangeError) and error.field.startswith("params.target"):
         return UNREACHABLE_TARGET
+    if isinstance(error, RemoteItemError):
+        return _rule_of_status(error.status)
     for kind in type(error).__mro__:
         if kind in TABLE:
             return TABLE[kind]
     return INTERNAL
 
 
+def _rule_of_status(status: status_pb2.Status) -> Rule:
+    """The row of a status that another server made. Reasons become labels of metrics: only those known here do."""
+    info = error_details_pb2.ErrorInfo()
+    codes = {code.value[0]: code for code in _CODE}
+    for detail in status.details:
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.reason in REASONS:
+            return Rule(code=codes.get(status.code, _CODE.INTERNAL), reason=info.reason)
+    return Rule(code=codes.get(status.code, _CODE.INTERNAL), reason="INTERNAL")
+
+
 def to_status(error: BaseException, request_id: str) -> status_pb2.Status:
     """The google.rpc.Status a client gets: never a traceback, never a path of this machine."""
+    if isinstance(error, RemoteItemError):
+        return error.status
     rule = rule_of(error)
     if rule is INTERNAL:
         message, field = f"internal error; the operator finds it in the log as request {request_id}", ""

@@ -25,9 +25,12 @@ from mpcompress_server.batching import Batching, BatchScheduler
 from mpcompress_server.codecs import CodecSet, LoadedCodec, give_up
 from mpcompress_server.counters import Counters
 from mpcompress_server.executors import Executor, ThreadExecutor
+from mpcompress_server.forwarder import Forwarder
 from mpcompress_server.process_executor import ProcessExecutor
+from mpcompress_server.remote_options import RemoteOptions
+from mpcompress_server.remotes import RemoteServers
 from mpcompress_server.scheduler import Job, Scheduler
-from mpcompress_server.settings import Settings
+from mpcompress_server.settings import Settings, SettingsError
 from mpcompress_server.slots import Slots
 
 _log = structlog.get_logger("mpcompress_server.fleet")
@@ -56,6 +59,8 @@ class Running:
     @property
     def ready(self) -> bool:
         """Whether one of its instances can run calls."""
+        if isinstance(self.scheduler, Forwarder):
+            return self.scheduler.ready
         return any(executor.ready for executor in self.executors) or not self.executors
 
     async def close(self) -> None:
@@ -74,6 +79,7 @@ class Fleet:
         self.codecs = CodecSet([])
         self.on_change: Callable[[], None] = lambda: None
         """Called in the event loop when what `ready` says has changed for a codec."""
+        self._remotes = RemoteServers(self._changed)
         self.slots: Slots | None = None
         """Of a worker: what all codecs share."""
         self._counters = counters
@@ -82,7 +88,14 @@ class Fleet:
         self._past_restarts: Counter[str] = Counter()
 
     async def start_codec(self, loaded: LoadedCodec, settings: Settings) -> None:
-        """Starts all instances of a codec; one that cannot start becomes unavailable."""
+        """Starts all instances of a codec; one that cannot start becomes unavailable.
+
+        Raises:
+            SettingsError: the connection to another server cannot be made as its entry says.
+        """
+        if loaded.entry.remote is not None:
+            await self._connect(loaded, loaded.entry.remote)
+            return
         if loaded.unavailable or loaded.codec is None or loaded.spec is None:
             return
         if settings.role == "vtm-worker":
@@ -117,6 +130,15 @@ class Fleet:
             give_up(loaded, error)
             return
         self._running[loaded] = Running(codec_id=loaded.id, executors=(), scheduler=scheduler)
+
+    async def _connect(self, loaded: LoadedCodec, options: RemoteOptions) -> None:
+        try:
+            loaded.remote = self._remotes.open(options)
+        except SettingsError as error:
+            raise SettingsError(f"codec {loaded.id}: {error}") from error
+        scheduler = Forwarder(loaded.id, loaded.remote, self._remotes)
+        self._running[loaded] = Running(codec_id=loaded.id, executors=(), scheduler=scheduler)
+        await loaded.remote.wait_until_asked()
 
     def ready(self, loaded: LoadedCodec) -> bool:
         """Whether a codec can code: not when it is unavailable, nor while all its worker processes are in back-off."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from mpcompress_proto.tensors import Receiver
-from mpcompress_server.operations import Plan
+from mpcompress_server.plan import Plan
 from mpcompress_server.reservation import Reservation
 from mpcompress_server.scheduler import Job
 
@@ -21,6 +22,7 @@ class Item:
         plan: what its header asks for.
         accepted_at: loop time of its header.
         deadline: loop time at which it fails.
+        call_deadline: loop time at which its call ends.
         want_progress: whether the client wants events in between.
         receiver: collects its bytes; None before they may come and after all have.
         reservation: its memory; None before it is granted.
@@ -34,6 +36,7 @@ class Item:
     accepted_at: float
     deadline: float
     want_progress: bool
+    call_deadline: float = math.inf
     receiver: Receiver | None = None
     reservation: Reservation | None = None
     job: Job | None = None

@@ -17,6 +17,7 @@ from mpcompress_proto.pstate import get_pstate, to_dict
 from mpcompress_proto.tensors import FEATURES, MAX_CHUNK_BYTES, data_type, dtype_of
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server.codecs import LoadedCodec
+from mpcompress_server.remotes import RemoteServer
 from mpcompress_server.settings import Limits
 
 ARITHMETIC: dict[str, pb.Arithmetic.ValueType] = {
@@ -162,6 +163,8 @@ def report_message(report: Report, bpfp: float, coding_s: float) -> pb.CodingRep
 
 def codec_info(loaded: LoadedCodec) -> pb.CodecInfo:
     """What ListCodecs says about a codec."""
+    if loaded.remote is not None:
+        return _remote_info(loaded, loaded.remote)
     reason = loaded.unavailable or (loaded.codec.unavailable_reason if loaded.codec else "")
     info = pb.CodecInfo(
         codec_id=loaded.id,
@@ -194,6 +197,22 @@ def codec_info(loaded: LoadedCodec) -> pb.CodecInfo:
         )
     if codec.token_res is not None:
         info.token_res.CopyFrom(pb.TokenGrid(height=codec.token_res[0], width=codec.token_res[1]))
+    return info
+
+
+def _remote_info(loaded: LoadedCodec, server: RemoteServer) -> pb.CodecInfo:
+    """What its server said, as long as that can be reached."""
+    info = pb.CodecInfo(family="remote")
+    if loaded.info is not None:
+        info.CopyFrom(loaded.info)
+    info.codec_id, info.local = loaded.id, False
+    why = ""
+    if not server.reachable:
+        why = "no worker for it can be reached; the server's log says more"
+    elif loaded.info is None:
+        why = "the workers that should have it do not"
+    if why:
+        info.available, info.unavailable_reason = False, why
     return info
 
 

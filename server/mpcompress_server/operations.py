@@ -6,65 +6,28 @@ how the result travels back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from google.rpc import status_pb2
 
 from mpcompress.codec import Array, Coded, FeatureCodec, TensorPort, TensorSpec
 from mpcompress.errors import InvalidInputError
 from mpcompress_proto import mpc_file
 from mpcompress_proto.coded_unit import CodedUnit, check_header, check_payload, split_payload
 from mpcompress_proto.errors import WireError
-from mpcompress_proto.tensors import MAX_INLINE_BYTES, array_from, check_specs, dtype_of, pieces, wire_view
+from mpcompress_proto.tensors import array_from, check_specs, dtype_of, wire_view
 from mpcompress_proto.v1 import compression_pb2 as pb
+from mpcompress_server import answers, remote_plans
 from mpcompress_server import messages as convert
+from mpcompress_server.answers import Answer
 from mpcompress_server.codecs import LoadedCodec
 from mpcompress_server.errors import ItemTooLargeError
-from mpcompress_server.routing import Router
+from mpcompress_server.plan import Plan
+from mpcompress_server.routing import LocalRoute, RemoteRoute, Router
 from mpcompress_server.scheduler import CompressWork, DecompressWork, Finished
 from mpcompress_server.settings import Limits
-
-Work = CompressWork | DecompressWork
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A result on its way back: how many bytes it holds, its messages, made one by one, and of a unit its bpfp."""
-
-    nbytes: int
-    messages: Iterator[Any]
-    bpfp: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a checked header asks for.
-
-    Args:
-        loaded: the codec that does it.
-        sizes: bytes of each part that the client sends.
-        result_bytes: most bytes that the result takes.
-        compress: whether tensors come and a unit goes.
-        key: items of equal keys may share a batch.
-        work: makes the work of the parts' buffers; raises WireError for bytes that cannot be right.
-        answer: makes the answer of what the codec gave.
-    """
-
-    loaded: LoadedCodec
-    sizes: list[int]
-    result_bytes: int
-    compress: bool
-    key: Hashable
-    work: Callable[[list[Array]], Work]
-    answer: Callable[[Finished], Answer]
-
-    @property
-    def nbytes(self) -> int:
-        """What comes and what it becomes."""
-        return sum(self.sizes) + self.result_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +72,14 @@ class CompressOperation:
             raise WireError("an item has at least one tensor", field="tensors")
         sizes = check_specs(header.tensors, "tensors")
         _check_room(sum(sizes), self._limits, "tensors")
-        loaded = self._router.for_compress(header.codec_id).loaded
+        route = self._router.for_compress(header.codec_id)
+        match route:
+            case RemoteRoute():
+                return remote_plans.compress_plan(header, route, sizes)
+            case LocalRoute():
+                return self._local(header, route.loaded, sizes)
+
+    def _local(self, header: pb.CompressHeader, loaded: LoadedCodec, sizes: list[int]) -> Plan:
         codec = loaded.ready()
         specs = convert.specs_of(header.tensors)
         _check_names(specs, codec.inputs, "tensors")
@@ -124,7 +94,7 @@ class CompressOperation:
             assert isinstance(finished.outcome, Coded)
             unit = _unit(codec, wanted, finished.outcome, finished.coding_s)
             assert unit.report is not None
-            return Answer(nbytes=len(unit.payload), messages=_compressed(item_id, unit), bpfp=unit.report.bpfp)
+            return answers.compressed(item_id, unit.header, unit.report, memoryview(unit.payload))
 
         # No codec gives more than its features as they came, but for the few bytes that every item has anyway.
         result_bytes = sum(convert.nbytes(spec) for spec in wanted)
@@ -165,7 +135,18 @@ class DecompressOperation:
         check_header(unit)
         sizes = [unit.payload_bytes, *check_specs(header.tensors, "tensors")]
         _check_room(sum(sizes), self._limits, "unit.payload_bytes")
-        loaded = self._router.for_unit(unit).loaded
+        route = self._router.for_unit(unit)
+        match route:
+            case RemoteRoute():
+                plan = remote_plans.decompress_plan(header, route, sizes)
+                _check_room(plan.result_bytes, self._limits, "unit.tensors")
+                return plan
+            case LocalRoute():
+                return self._local(header, unit, route.loaded, sizes)
+
+    def _local(
+        self, header: pb.DecompressHeader, unit: pb.CodedUnitHeader, loaded: LoadedCodec, sizes: list[int]
+    ) -> Plan:
         codec = loaded.ready()
         if unit.WhichOneof("pstate") != codec.pstate_kind:
             raise WireError(f"codec {codec.id} has a state of kind {codec.pstate_kind}", field="unit.pstate")
@@ -184,8 +165,9 @@ class DecompressOperation:
 
         def answer(finished: Finished) -> Answer:
             assert isinstance(finished.outcome, dict)
-            arrays = [finished.outcome[spec.name] for spec in outputs]
-            return Answer(nbytes=result_bytes, messages=_decompressed(item_id, outputs, arrays, finished.coding_s))
+            views = [wire_view(finished.outcome[spec.name]) for spec in outputs]
+            specs = [convert.spec_message(spec) for spec in outputs]
+            return answers.decompressed(item_id, specs, views, convert.duration(finished.coding_s))
 
         return Plan(
             loaded=loaded,
@@ -262,34 +244,3 @@ def _unit(codec: FeatureCodec, specs: Sequence[TensorSpec], coded: Coded, coding
     file_bytes = len(mpc_file.write(unit.header, b"")) + len(unit.payload)
     unit.report.CopyFrom(convert.report_message(coded.report, 8 * file_bytes / unit.elements, coding_s))
     return unit
-
-
-def _compressed(item_id: int, unit: CodedUnit) -> Iterator[pb.CompressResponse]:
-    inline = len(unit.payload) <= MAX_INLINE_BYTES
-    item = pb.CompressedItem(unit=unit.header, inline_payload=unit.payload if inline else b"", report=unit.report)
-    yield pb.CompressResponse(item_id=item_id, result=item)
-    if not inline:
-        for _, offset, data in pieces([memoryview(unit.payload)]):
-            yield pb.CompressResponse(item_id=item_id, chunk=pb.PayloadChunk(item_id=item_id, offset=offset, data=data))
-
-
-def _decompressed(
-    item_id: int, specs: Sequence[TensorSpec], arrays: Sequence[Array], coding_s: float
-) -> Iterator[pb.DecompressResponse]:
-    views = [wire_view(array) for array in arrays]
-    inline = sum(len(view) for view in views) <= MAX_INLINE_BYTES
-    item = pb.DecompressedItem(
-        tensors=[convert.spec_message(spec) for spec in specs],
-        inline_data=b"".join(views) if inline else b"",
-        coding_time=convert.duration(coding_s),
-    )
-    yield pb.DecompressResponse(item_id=item_id, result=item)
-    if not inline:
-        for index, offset, data in pieces(views):
-            chunk = pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset, data=data)
-            yield pb.DecompressResponse(item_id=item_id, chunk=chunk)
-
-
-def error_response(operation: Operation, item_id: int, status: status_pb2.Status) -> Any:
-    """The final event of an item that failed."""
-    return operation.response(item_id=item_id, error=status)

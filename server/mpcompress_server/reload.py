@@ -106,6 +106,8 @@ def _change(old: dict[str, LoadedCodec], codecs: list[LoadedCodec]) -> Change:
 
 def _source(entry: CodecEntry, key: str, settings: Settings) -> tuple[Any, ...]:
     """Equal when the same codec would be loaded: entry, weights file, and what all codecs depend on."""
+    if entry.remote is not None:
+        return entry, entry.remote.stamps()
     general = (settings.plugins, settings.allow_untrained, settings.executors)
     try:
         spec = spec_of(entry, key)

@@ -13,6 +13,7 @@ token_file = "worker.token"
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
@@ -72,3 +73,15 @@ class RemoteOptions(Section):
     def secure(self) -> bool:
         """Whether it is talked to over TLS."""
         return self.tls or self.ca is not None or self.cert is not None
+
+    def stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """What changes when a certificate or key is replaced; a token is read for every call anyway."""
+        return tuple(_stamp(path) for path in (self.ca, self.cert, self.key) if path is not None)
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,4 +1,4 @@
-"""Which codec does an item's work, and where: here, or (a further kind of route) on another server."""
+"""Which codec does an item's work, and where: here or on another server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server.codecs import CodecSet, LoadedCodec
+from mpcompress_server.remotes import RemoteServer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +16,17 @@ class LocalRoute:
     loaded: LoadedCodec
 
 
+@dataclass(frozen=True, kw_only=True)
+class RemoteRoute:
+    """The work is done by a codec of another server; `info` is what that says of it, empty before it has."""
+
+    loaded: LoadedCodec
+    server: RemoteServer
+    info: pb.CodecInfo
+
+
 # Every place that handles a route handles all members of this union; mypy finds those that do not.
-Route = LocalRoute
+Route = LocalRoute | RemoteRoute
 
 
 class Router:
@@ -35,8 +45,15 @@ class Router:
 
     def for_compress(self, codec_id: str) -> Route:
         """Where to compress with a codec. Raises UnknownCodecError."""
-        return LocalRoute(loaded=self.codecs.find(codec_id))
+        return route_of(self.codecs.find(codec_id))
 
     def for_unit(self, header: pb.CodedUnitHeader) -> Route:
-        """Where to decompress a unit. Raises UnknownCodecError and CodecMismatchError."""
-        return LocalRoute(loaded=self.codecs.find_for_unit(header))
+        """Where to decompress a unit. Raises UnknownCodecError, CodecMismatchError and WorkerUnreachableError."""
+        return route_of(self.codecs.find_for_unit(header))
+
+
+def route_of(loaded: LoadedCodec) -> Route:
+    """Where a codec does its work."""
+    if loaded.remote is None:
+        return LocalRoute(loaded=loaded)
+    return RemoteRoute(loaded=loaded, server=loaded.remote, info=loaded.info or pb.CodecInfo())

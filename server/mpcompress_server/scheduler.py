@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mpcompress.codec import Array, Coded, CodingParams, TensorSpec, Unit
+from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server.codecs import LoadedCodec
 
 
@@ -28,10 +29,52 @@ class DecompressWork:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForwardWork:
+    """One item for another server, as it came.
+
+    Args:
+        compress: which RPC.
+        header: the client's, without item id, timeout and bytes.
+        parts: uint8 arrays: the payload, if any, and the tensors, in the order in which they travel.
+        result_bytes: most bytes that the result may have.
+    """
+
+    compress: bool
+    header: Any
+    parts: list[Array]
+    result_bytes: int
+
+    def request(self, header: Any) -> Any:
+        """The message of a header."""
+        return pb.CompressRequest(header=header) if self.compress else pb.DecompressRequest(header=header)
+
+    def chunk(self, item_id: int, part: int, offset: int, data: bytes) -> Any:
+        """The message of some bytes."""
+        if self.compress:
+            tensor = pb.TensorChunk(item_id=item_id, tensor_index=part, offset=offset, data=data)
+            return pb.CompressRequest(chunk=tensor)
+        if part == 0:
+            return pb.DecompressRequest(payload=pb.PayloadChunk(item_id=item_id, offset=offset, data=data))
+        tensor = pb.TensorChunk(item_id=item_id, tensor_index=part - 1, offset=offset, data=data)
+        return pb.DecompressRequest(chunk=tensor)
+
+
+Work = CompressWork | DecompressWork | ForwardWork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forwarded:
+    """What another server gave: its CompressedItem or DecompressedItem without bytes, and these."""
+
+    result: Any
+    parts: list[Array]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finished:
     """What a job gave. `coding_s`: seconds in the codec, for the batch it was in; `first_s`: in its first stage."""
 
-    outcome: Coded | dict[str, Array]
+    outcome: Coded | dict[str, Array] | Forwarded
     coding_s: float
     first_s: float = 0.0
 
@@ -46,6 +89,7 @@ class Job:
         key: jobs of equal keys may share a batch; see `batch_key`.
         stream: whose turn it is; jobs of one stream keep their order.
         nbytes: its tensors, or those it becomes, bytes.
+        metadata: of its call, as far as another server is to know it.
         on_started: called when the codec begins.
         on_position: told how many jobs are before it, when that has changed.
         on_parts: told (parts done, parts in all); both may be told again what they know: the job is alive.
@@ -61,22 +105,24 @@ class Job:
         self,
         *,
         loaded: LoadedCodec,
-        work: CompressWork | DecompressWork,
+        work: Work,
         deadline: float,
         key: Hashable = None,
         stream: Hashable = None,
         nbytes: int = 0,
+        metadata: Sequence[tuple[str, str]] = (),
         on_started: Callable[[], None] | None = None,
         on_position: Callable[[int], None] | None = None,
         on_parts: Callable[[int, int], None] | None = None,
     ) -> None:
         self.loaded = loaded
-        self.work: CompressWork | DecompressWork | None = work
+        self.work: Work | None = work
         self.deadline = deadline
         self.key = key
         self.stream = stream
         self.nbytes = nbytes
         self.size_class: Hashable = size_class(isinstance(work, CompressWork), nbytes)
+        self.metadata = tuple(metadata)
         self.on_started = on_started
         self.on_position = on_position
         self.on_parts = on_parts

@@ -21,15 +21,19 @@ from mpcompress_server import messages as convert
 from mpcompress_server.admission import Connections
 from mpcompress_server.counters import Counters
 from mpcompress_server.errors import INTERNAL, ProtocolError, ServerError, StreamError, abort, rule_of
+from mpcompress_server.forwarding import error_of_call
 from mpcompress_server.operations import CompressOperation, DecompressOperation, Operation
 from mpcompress_server.reservation import ByteBudget
-from mpcompress_server.routing import Router
+from mpcompress_server.routing import LocalRoute, RemoteRoute, Router
 from mpcompress_server.scheduler import Scheduler
 from mpcompress_server.settings import Limits
 from mpcompress_server.stream import Stream
 
 SERVICE = "mpcompress.v1.CompressionService"
 MAX_MESSAGE_BYTES = 4 << 20
+# The stream that an item came by where it was forwarded: a worker takes streams in turn, and each item is a call there.
+_TURN = "x-mpcompress-stream"
+_TRACE = re.compile(r"[\x20-\x7e]{1,512}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,64}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -99,6 +103,8 @@ class Servicer:
                 scheduler=self._scheduler,
                 counters=self.counters,
                 request_id=request_id,
+                turn=_metadata_of(context, _TURN, _REQUEST_ID),
+                metadata=_passed_on(context, request_id),
                 background=self._background,
             )
             await self._run(stream, context, request_id)
@@ -147,7 +153,13 @@ class Servicer:
             await abort(context, error, request_id)
 
     async def _send_codec_file(self, request: pb.GetCodecFileRequest, context: Context) -> None:
-        codec = self._router.for_compress(request.codec_id).loaded.ready()
+        route = self._router.for_compress(request.codec_id)
+        match route:
+            case RemoteRoute():
+                await self._relay_codec_file(request, route, context)
+                return
+            case LocalRoute():
+                codec = route.loaded.ready()
         if request.fingerprint and request.fingerprint != codec.fingerprint:
             raise CodecMismatchError(
                 f"codec {codec.id} has fingerprint {codec.fingerprint.hex()} here", field="fingerprint"
@@ -165,6 +177,21 @@ class Servicer:
         await context.write(pb.GetCodecFileResponse(header=header))
         for start in range(0, len(content), MAX_CHUNK_BYTES):
             await context.write(pb.GetCodecFileResponse(data=content[start : start + MAX_CHUNK_BYTES]))
+
+    async def _relay_codec_file(self, request: pb.GetCodecFileRequest, route: RemoteRoute, context: Context) -> None:
+        server = route.server
+        call = server.stub.GetCodecFile(
+            request,
+            timeout=context.time_remaining(),
+            metadata=[*server.metadata(), *_passed_on(context, request_id_of(context))],
+        )
+        try:
+            async for message in call:
+                await context.write(message)
+        except grpc.aio.AioRpcError as error:
+            raise error_of_call(error, server) from error
+        finally:
+            call.cancel()
 
 
 def _stream_handler(
@@ -196,7 +223,18 @@ def _reader(message: type[Any]) -> Callable[[bytes], Any]:
 
 def request_id_of(context: Context) -> str:
     """The caller's x-request-id when it is harmless in a log, else a fresh one."""
+    return _metadata_of(context, "x-request-id", _REQUEST_ID) or uuid.uuid4().hex
+
+
+def _metadata_of(context: Context, wanted: str, harmless: re.Pattern[str]) -> str | None:
     for key, value in context.invocation_metadata() or ():
-        if key == "x-request-id" and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+        if key == wanted and isinstance(value, str) and harmless.fullmatch(value):
             return value
-    return uuid.uuid4().hex
+    return None
+
+
+def _passed_on(context: Context, request_id: str) -> tuple[tuple[str, str], ...]:
+    """What a worker is to know of a call: its ids for the logs and traces, and that its items are one stream's."""
+    found = {key: _metadata_of(context, key, _TRACE) for key in ("traceparent", "tracestate")}
+    own = (("x-request-id", request_id), (_TURN, _metadata_of(context, _TURN, _REQUEST_ID) or uuid.uuid4().hex))
+    return (*own, *((key, value) for key, value in found.items() if value is not None))

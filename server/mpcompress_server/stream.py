@@ -56,6 +56,8 @@ class Stream:
         scheduler: runs complete items.
         counters: of the server.
         request_id: for the log and the errors.
+        turn: whose turn its items are in their lines; None: its own.
+        metadata: of the call, for other servers.
         background: holds tasks that may outlive the call.
     """
 
@@ -68,6 +70,8 @@ class Stream:
         scheduler: Scheduler,
         counters: Counters,
         request_id: str,
+        turn: str | None,
+        metadata: Sequence[tuple[str, str]],
         background: set[asyncio.Task[None]],
     ) -> None:
         self._operation = operation
@@ -76,12 +80,13 @@ class Stream:
         self._outbox = Outbox(limits.max_unread_answers)
         self._items = ActiveItems(
             operation=operation,
-            admission=Admission(limits=limits, budgets=budgets, scheduler=scheduler, stream=self),
+            admission=Admission(limits=limits, budgets=budgets, scheduler=scheduler, stream=turn or self),
             scheduler=scheduler,
-            stream=self,
+            stream=turn or self,
             counters=counters,
             outbox=self._outbox,
             request_id=request_id,
+            metadata=metadata,
             background=background,
             on_overflow=self._fail_stream,
         )
