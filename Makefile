@@ -68,7 +68,7 @@ fuzz: $(VENV)/.installed ## Fuzz what reads bytes from a network, SECONDS=60 per
 	$(BIN)/python $(PIP_INSTALL) -e '.[fuzz]'
 	$(BIN)/python tests/fuzz/fuzz.py --seconds $(SECONDS)
 
-soak: $(VENV)/.installed ## Mixed good and bad load on a real server for ten minutes; prints the ledger
+soak: $(VENV)/.installed ## Mixed good and bad load on a real server for ten minutes; prints the ledger (the tests run a minute of it)
 	$(BIN)/python -m tests.soak.soak --seconds 600
 
 images: ## Build the images of server, vtm-worker and client; CONTAINERS=podman builds with podman

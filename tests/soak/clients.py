@@ -6,21 +6,14 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mpcompress_client import CodedUnit, CompressionClient, InvalidRequestError, MPCompressError, errors
-from tests.soak.own_process import CODEC, EXTRA, ISOLATED
+from tests.soak.cases import EXTRA, LONGEST, MORTAL, Case
 
-DATA = Path(__file__).parents[1] / "data" / "features_final.npy"
-QPS = (16, 24, 32)
-# Reasons that somebody who is done harm to may see, once the client has sent the item again as often as it does.
-_HARM = ("CODEC_CRASHED", "SERVER_DRAINING", "UNREAD_ANSWERS", "NO_ROOM")
-
-Expected = dict[tuple[str, int, int], bytes]
+_BAD_SHARE = 0.05
 
 
 class Client(threading.Thread):
@@ -30,20 +23,26 @@ class Client(threading.Thread):
         address: of the server or a proxy.
         seed: of all choices.
         until: monotonic time of its end.
-        expected: payloads by (codec, tensor, qp).
+        cases: by codec.
         pause_s: longest pause before an answer is read: above 0 a slow reader.
         harmed: whether its connections are cut, so that it may end up without an answer.
     """
 
     def __init__(
-        self, address: str, seed: int, until: float, expected: Expected, *, pause_s: float = 0.0, harmed: bool = False
+        self,
+        address: str,
+        seed: int,
+        until: float,
+        cases: Mapping[str, Sequence[Case]],
+        *,
+        pause_s: float = 0.0,
+        harmed: bool = False,
     ) -> None:
         super().__init__(daemon=True)
         self.ledger: Counter[str] = Counter()
         self.error: BaseException | None = None
-        self._address, self._random, self._until, self._expected = address, random.Random(seed), until, expected
+        self._address, self._random, self._until, self._cases = address, random.Random(seed), until, cases
         self._pause_s, self._harmed = pause_s, harmed
-        self._features = np.load(DATA)
 
     def run(self) -> None:
         try:
@@ -57,20 +56,19 @@ class Client(threading.Thread):
             self.error = error
 
     def _stream(self, client: CompressionClient) -> None:
-        """Some tensors of several shapes over one stream; now and then it is dropped half-way."""
-        codec, qp = self._random.choice([CODEC, CODEC, ISOLATED, EXTRA]), self._random.choice(QPS)
-        count = self._random.choice([1, 20, 60])
-        picks = [self._random.randrange(len(self._features) + 1) for _ in range(count)]
-
-        def items() -> Iterator[np.ndarray]:
-            bad = np.full((257, 384), np.nan, np.float16)
-            for pick in picks:
-                yield self._features[pick] if pick < len(self._features) else bad
-
+        """Some tensors of several sizes over one stream; now and then it is dropped half-way."""
+        codec = self._random.choice(list(self._cases))
+        (qp,) = {self._random.choice(self._cases[codec]).qp}
+        cases = [case for case in self._cases[codec] if case.qp == qp]
+        count = self._random.choice([1, LONGEST[codec] // 3 or 1, LONGEST[codec]])
+        picks = [None if self._random.random() < _BAD_SHARE else self._random.choice(cases) for _ in range(count)]
+        bad = np.full_like(cases[0].tensor, np.nan)
         leave_at = self._random.randrange(count) if self._random.random() < 0.1 else None
-        units: list[tuple[int, CodedUnit]] = []
-        results = client.compress_many(items(), codec=codec, qp=qp, errors="return")
-        for index, (pick, result) in enumerate(zip(picks, results, strict=False)):
+        units: list[tuple[Case, CodedUnit]] = []
+        tensors = (bad if case is None else case.tensor for case in picks)
+        results = client.compress_many(tensors, codec=codec, qp=qp, errors="return")
+        # Strict, and results first: one too few or too many is an error of its own.
+        for index, (result, case) in enumerate(zip(results, picks, strict=True)):
             if self._pause_s:
                 time.sleep(self._random.uniform(0, self._pause_s))
             if index == leave_at:
@@ -78,16 +76,18 @@ class Client(threading.Thread):
                 self.ledger["streams dropped by the client"] += 1
                 return
             if isinstance(result, MPCompressError):
-                self._failed(result, bad=pick == len(self._features), codec=codec)
-            elif self._expected.get((codec, pick, qp)) == result.payload:
-                self.ledger["compressed"] += 1
-                units.append((pick, result))
+                self._failed(result, bad=case is None, codec=codec)
+            elif case is None:
+                self.ledger["WRONG: NaN was coded"] += 1
+            elif result.payload == case.payload:
+                self.ledger[f"compressed, {codec}"] += 1
+                units.append((case, result))
             else:
-                self.ledger["WRONG: payload differs"] += 1
+                self.ledger[f"WRONG: {codec} gave another payload"] += 1
         if units:
             self._back(client, units, codec)
 
-    def _back(self, client: CompressionClient, units: list[tuple[int, CodedUnit]], codec: str) -> None:
+    def _back(self, client: CompressionClient, units: list[tuple[Case, CodedUnit]], codec: str) -> None:
         damaged = bytearray(units[0][1].to_bytes())
         damaged[-1] ^= 1
         try:
@@ -97,11 +97,14 @@ class Client(threading.Thread):
             self._unanswered(error)
         except MPCompressError:
             self.ledger["damaged units refused"] += 1
-        for tensor in client.decompress_many((unit for _, unit in units), errors="return"):
+        results = client.decompress_many((unit for _, unit in units), errors="return")
+        for tensor, (case, _) in zip(results, units, strict=True):
             if isinstance(tensor, MPCompressError):
                 self._failed(tensor, bad=False, codec=codec)
+            elif _same(tensor, case):
+                self.ledger[f"decompressed, {codec}"] += 1
             else:
-                self.ledger["decompressed" if np.isfinite(tensor).all() else "WRONG: not finite"] += 1
+                self.ledger[f"WRONG: {codec} gave another tensor"] += 1
 
     def _failed(self, error: MPCompressError, *, bad: bool, codec: str) -> None:
         reason = getattr(error, "reason", "")
@@ -109,12 +112,23 @@ class Client(threading.Thread):
             self.ledger["bad input refused"] += 1
         elif codec == EXTRA and isinstance(error, errors.UnknownCodecError):
             self.ledger["items for a codec that a reload had taken out"] += 1
-        elif reason in _HARM:
-            self.ledger[f"items that ended in {reason}"] += 1
+        elif codec in MORTAL and reason == "CODEC_CRASHED":
+            self.ledger["items whose processes were killed more often than the client tries"] += 1
+        elif self._pause_s and reason == "UNREAD_ANSWERS":
+            self.ledger["items of the slow reader that ended in UNREAD_ANSWERS"] += 1
         elif isinstance(error, errors.ServerUnavailableError):
             self._unanswered(error)
         else:
             self.ledger[f"WRONG: {error!r}"] += 1
 
-    def _unanswered(self, error: Any) -> None:
+    def _unanswered(self, error: errors.ServerUnavailableError) -> None:
         self.ledger["items without an answer after resets" if self._harmed else f"WRONG: {error!r}"] += 1
+
+
+def _same(tensor: np.ndarray, case: Case) -> bool:
+    """Whether a tensor is the one that this process decoded."""
+    if tensor.dtype != case.decoded.dtype or tensor.shape != case.decoded.shape:
+        return False
+    if not case.rounding:
+        return tensor.tobytes() == case.decoded.tobytes()
+    return bool(np.abs(tensor - case.decoded).max() <= case.rounding * np.abs(case.decoded).max())

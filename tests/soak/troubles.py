@@ -16,7 +16,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from tests.soak.own_process import CODEC, CONFIGS, SoakedServer
+from tests.soak.cases import DATA, KLT
+from tests.soak.own_process import SoakedServer
 
 # Closing with this option sends RST instead of FIN.
 _RESET = struct.pack("ii", 1, 0)
@@ -27,7 +28,7 @@ from mpcompress_client import CompressionClient
 features = np.load(sys.argv[2])
 with CompressionClient(sys.argv[1]) as client:
     while True:
-        for unit in client.compress_many(iter(features), codec="{CODEC}"):
+        for unit in client.compress_many(iter(features), codec="{KLT}"):
             print(".", flush=True)
 """
 
@@ -58,7 +59,7 @@ class Trouble(threading.Thread):
 
 def reloads(server: SoakedServer) -> Callable[[], str]:
     """Configurations in turn, each followed by SIGHUP."""
-    turn = itertools.cycle(CONFIGS.items())
+    turn = itertools.cycle(server.configs.items())
 
     def act() -> str:
         name, text = next(turn)
@@ -71,25 +72,25 @@ def reloads(server: SoakedServer) -> Callable[[], str]:
     return act
 
 
-def worker_kills(server: SoakedServer) -> Callable[[], str]:
-    """SIGKILL for a worker."""
+def process_kills(server: SoakedServer) -> Callable[[], str]:
+    """SIGKILL for a worker process or an encoder that runs."""
 
     def act() -> str:
-        workers = server.workers()
-        if not workers:
-            return "worker kills that found none"
+        children = server.children()
+        if not children:
+            return "process kills that found none"
         with contextlib.suppress(ProcessLookupError):
-            os.kill(random.choice(workers), signal.SIGKILL)
-        return "workers killed"
+            os.kill(random.choice(children), signal.SIGKILL)
+        return "worker and encoder processes killed"
 
     return act
 
 
-def killed_clients(address: str, features: str) -> Callable[[], str]:
+def killed_clients(address: str) -> Callable[[], str]:
     """A client process that dies in the middle of a stream."""
 
     def act() -> str:
-        victim = subprocess.Popen([sys.executable, "-c", _VICTIM, address, features], stdout=subprocess.PIPE)
+        victim = subprocess.Popen([sys.executable, "-c", _VICTIM, address, str(DATA)], stdout=subprocess.PIPE)
         assert victim.stdout is not None
         victim.stdout.read(random.randrange(2, 30))
         victim.kill()
