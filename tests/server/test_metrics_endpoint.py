@@ -3,79 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import re
-import urllib.request
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from mpc_test_codecs import CRASH, GATES, Gate
-from prometheus_client.parser import text_string_to_metric_families
 from raw_wire import compress_messages, compress_one, decompress_messages, details, features, talk
+from scraping import LISTEN, TYPES, scrape, when
 
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
 from mpcompress_server.grpc_metrics import go_name
 from mpcompress_server.servicer import SERVICE
 from mpcompress_server.settings import SettingsError
-
-LISTEN = {"listen": "127.0.0.1:0"}
-TYPES = {
-    "grpc_server_started": "counter",
-    "grpc_server_handled": "counter",
-    "grpc_server_msg_received": "counter",
-    "grpc_server_msg_sent": "counter",
-    "grpc_server_handling_seconds": "histogram",
-    "mpcompress_stage_seconds": "histogram",
-    "mpcompress_batch_items": "histogram",
-    "mpcompress_bpfp": "histogram",
-    "mpcompress_input_bytes": "counter",
-    "mpcompress_output_bytes": "counter",
-    "mpcompress_items": "counter",
-    "mpcompress_items_rejected": "counter",
-    "mpcompress_items_cancelled": "counter",
-    "mpcompress_batch_items_dropped": "counter",
-    "mpcompress_batches_shrunk": "counter",
-    "mpcompress_worker_restarts": "counter",
-    "mpcompress_queue_items": "gauge",
-    "mpcompress_codec_ready": "gauge",
-    "mpcompress_inflight_bytes": "gauge",
-    "mpcompress_inflight_bytes_limit": "gauge",
-    "mpcompress_inflight_items": "gauge",
-}
-
-
-class Scrape:
-    """One scrape, taken apart."""
-
-    def __init__(self, text: str) -> None:
-        self.types = {}
-        self.samples = {}
-        for family in text_string_to_metric_families(text):
-            self.types[family.name] = family.type
-            for sample in family.samples:
-                self.samples[sample.name, frozenset(sample.labels.items())] = sample.value
-
-    def __call__(self, name, **labels):
-        """The value of one sample; 0 when it is not there, as in Prometheus's sums."""
-        return self.samples.get((name, frozenset(labels.items())), 0.0)
-
-
-async def _scrape(server):
-    def read():
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics.port}/metrics", timeout=30) as answer:
-            return answer.read().decode()
-
-    return Scrape(await asyncio.to_thread(read))
-
-
-async def _when(server, ready):
-    """Scrapes until it says so: the server counts a call's end after its client has seen it."""
-    async with asyncio.timeout(30):
-        while not ready(found := await _scrape(server)):
-            pass
-    return found
 
 
 async def test_names_types_and_sums(start_server, connect):
@@ -100,7 +43,7 @@ async def test_names_types_and_sums(start_server, connect):
     for number in (1, 2):
         await call.write(compress_messages(number, features(7), "gated", want_progress=True)[0])
     assert await asyncio.to_thread(gate.arrived.acquire, timeout=30)
-    during = await _when(server, lambda found: found("mpcompress_queue_items", codec="gated") == 1)
+    during = await when(server, lambda found: found("mpcompress_queue_items", codec="gated") == 1)
     assert during("mpcompress_inflight_items") == 2
     assert 0 < during("mpcompress_inflight_bytes") == server.servicer.budget.used
     assert during("mpcompress_inflight_bytes_limit") == server.settings.limits.max_inflight_bytes
@@ -110,7 +53,7 @@ async def test_names_types_and_sums(start_server, connect):
     while await call.read() is not grpc.aio.EOF:
         pass
     method = {"grpc_type": "bidi_stream", "grpc_service": SERVICE, "grpc_method": "Compress"}
-    found = await _when(server, lambda found: found("grpc_server_handled_total", grpc_code="OK", **method) == 3)
+    found = await when(server, lambda found: found("grpc_server_handled_total", grpc_code="OK", **method) == 3)
     missing = {name: kind for name, kind in TYPES.items() if found.types.get(name) != kind}
     assert not missing, found.types
     assert found("grpc_server_started_total", **method) == 3
@@ -160,7 +103,7 @@ async def test_stages_of_a_codec_with_two(start_server, connect):
     item = (await talk(channel, compress_messages(1, h, codec)))[1]
     assert item.error is None, details(item.error)
     await talk(channel, decompress_messages(1, item.result.unit, item.payload), "Decompress")
-    found = await _scrape(server)
+    found = await scrape(server)
     for operation in ("compress", "decompress"):
         for stage in ("transform", "entropy"):
             labels = {"operation": operation, "codec": codec, "stage": stage}
@@ -168,14 +111,37 @@ async def test_stages_of_a_codec_with_two(start_server, connect):
         assert found("mpcompress_stage_seconds_count", operation=operation, codec=codec, stage="codec") == 0
 
 
+@pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="needs the extra vvc")
+async def test_the_stage_of_picture_codecs(start_server, connect):
+    codec = "x265-dinov2-cls"
+    server = await start_server([{"id": codec}], metrics=LISTEN)
+    channel = connect(server)
+    h = features(33).repeat(64, axis=1)
+    item = (await talk(channel, compress_messages(1, h, codec)))[1]
+    assert item.error is None, details(item.error)
+    await talk(channel, decompress_messages(1, item.result.unit, item.payload), "Decompress")
+    found = await when(
+        server, lambda found: found("mpcompress_stage_seconds_count", operation="decompress", codec=codec, stage="send")
+    )
+    for operation in ("compress", "decompress"):
+        stages = {
+            dict(labels)["stage"]: value
+            for (name, labels), value in found.samples.items()
+            if name == "mpcompress_stage_seconds_count" and ("operation", operation) in labels
+        }
+        assert stages == {"receive": 1, "queue": 1, "external": 1, "send": 1}
+        labels = {"operation": operation, "codec": codec, "stage": "external"}
+        assert found("mpcompress_stage_seconds_sum", **labels) > 0
+
+
 async def test_worker_restarts(start_server, connect):
     entry = {"id": "store", "family": "test_bytes", "isolation": "process", "options": {"reckless": True}}
     server = await start_server([entry], metrics=LISTEN)
     channel = connect(server)
-    assert (await _scrape(server))("mpcompress_worker_restarts_total", codec="store") == 0
+    assert (await scrape(server))("mpcompress_worker_restarts_total", codec="store") == 0
     got = await compress_one(channel, features(4, CRASH))
     assert details(got.error)["reason"] == "CODEC_CRASHED"
-    found = await _when(server, lambda found: found("mpcompress_worker_restarts_total", codec="store") == 1)
+    found = await when(server, lambda found: found("mpcompress_worker_restarts_total", codec="store") == 1)
     assert found("mpcompress_items_total", operation="compress", result="CODEC_CRASHED") == 1
 
 
@@ -219,7 +185,7 @@ async def test_calls_that_end_badly(start_server, connect, tmp_path):
         ("Check", "OK"): 1,
         ("ServerReflectionInfo", "OK"): 1,
     }
-    found = await _when(server, lambda found: len(ended(found)) == len(expected))
+    found = await when(server, lambda found: len(ended(found)) == len(expected))
     gate.open.set()
     assert ended(found) == expected
     reflection = {
@@ -237,7 +203,7 @@ async def test_counts_outlive_a_reload(start_server, connect):
     await compress_one(channel, features(4))
     other = server.settings.codecs[0].model_copy(update={"id": "other"})
     await server.reload(server.settings.model_copy(update={"codecs": (other,)}))
-    found = await _scrape(server)
+    found = await scrape(server)
     assert found("mpcompress_bpfp_count", codec="store") == 1
     assert found("mpcompress_codec_ready", codec="other") == 1
     assert ("mpcompress_codec_ready", frozenset({("codec", "store")})) not in found.samples
