@@ -1,18 +1,12 @@
 """What the rate benchmarks share: coding a tensor to a complete unit, and what a decoded tensor is still good for."""
 
-# ruff: noqa: E402 - threads are counted when numpy is imported
-
 from __future__ import annotations
 
-import os
 import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")  # CPU time must be the codec's, not that of waiting threads
 
 import numpy as np
 import numpy.typing as npt

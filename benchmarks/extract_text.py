@@ -33,7 +33,7 @@ from benchmarks.minilm import CUTS, MiniLm
 
 TEST_SHARE = 0.2
 SHORTEST, LONGEST = 10, 256  # tokens, drawn uniformly in their logarithm
-PER_FILE = 12  # passages, at most: a long file is not to outnumber the others
+PER_FILE = 24  # passages, at most: a long file is not to outnumber the others
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[A-Z\"'(])")
 _MARKUP = re.compile(r":[a-z:_-]+:`([^`<]*)(?:<[^`]*>)?`|``([^`]*)``|[*|`]([^\s*|`]+)[*|`]")
 
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--train", nargs="+", default=[], metavar="NAME=FOLDER", help="texts for both sides")
     parser.add_argument("--judge", nargs="+", default=[], metavar="NAME=FOLDER", help="texts for judging only")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--counts", type=int, nargs=3, default=[1600, 200, 200], metavar=("TRAIN", "TEST", "JUDGE"))
+    parser.add_argument("--counts", type=int, nargs=3, default=[2400, 200, 200], metavar=("TRAIN", "TEST", "JUDGE"))
     parser.add_argument("--model", type=Path, help="folder of the model; default: the installed package")
     args = parser.parse_args()
 

@@ -170,7 +170,8 @@ def _linear(h: Floats, parts: tuple[Floats, Floats]) -> Floats:
 
 def _normalise(h: Floats, parts: tuple[Floats, Floats]) -> Floats:
     h = h - h.mean(-1, keepdims=True)
-    return h / np.sqrt(np.square(h).mean(-1, keepdims=True) + _EPS) * parts[0] + parts[1]
+    scaled: Floats = h / np.sqrt(np.square(h).mean(-1, keepdims=True) + _EPS)
+    return scaled * parts[0] + parts[1]
 
 
 def _gelu(x: Floats) -> Floats:

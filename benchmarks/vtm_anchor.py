@@ -27,6 +27,7 @@ from mpcompress.errors import MpcompressError
 from mpcompress.registry import load, preset
 
 SETS = ("stamps", "wallpapers")
+EACH = 16
 SPEED = "reference"
 # Passes over the tensors: codec, tap, QP. The pairs 22 and 27 first; then what brackets the NMSE of the comparison.
 PASSES: tuple[tuple[tuple[str, str, int], ...], ...] = (
@@ -40,7 +41,7 @@ def main() -> None:
     """Measures what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=Path, required=True, help="folder with TAP/stamps and TAP/wallpapers")
-    parser.add_argument("--each", type=int, default=16, help="tensors of each set and tap")
+    parser.add_argument("--each", type=int, default=EACH, help="tensors of each set and tap")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="where the cut model is kept")
     args = parser.parse_args()

@@ -1,0 +1,99 @@
+"""The plots of docs/rate.md and docs/vtm.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.rate_tables import SETS, TAPS, VTM, select
+
+Point = dict[str, Any]
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "klt": {"color": "#c1121f", "marker": "o", "lw": 2},
+    "fp16+zstd": {"color": "#555555", "marker": "D", "ls": "none"},
+    "int8+zstd": {"color": "#888888", "marker": "s", "ls": "none"},
+    "int4+zstd": {"color": "#222222", "marker": "^", "ls": "none"},
+    "x265": {"color": "#2a9d8f", "marker": "x"},
+    "vvenc": {"color": "#e9a23b", "marker": "+"},
+    "vtm-dinov2-cls": {"color": "#7aa6d6", "marker": "v", "ls": "--"},
+    "vtm-dinov2-cls-tiles": {"color": "#1d4e89", "marker": "v"},
+}
+_NAMES = {"x265": "x265, tiles", "vvenc": "vvenc, tiles"} | {codec: f"VTM, {how}" for codec, how in VTM.items()}
+_MEASURES = {"nmse": "NMSE", "cls_cosine": "CLS cosine", "saliency_iou": "saliency IoU"}
+
+
+def draw(points: list[Point], vtm: list[Point], docs: Path) -> Iterator[Path]:
+    """Write rate.png (everything over rate) and rate_cpu.png (bits over CPU at equal error)."""
+    yield _save(_rates(points, vtm), docs / "rate.png")
+
+
+def _rates(points: list[Point], vtm: list[Point]) -> Figure:
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5))
+    for row, (tap, where) in zip(axes, TAPS.items(), strict=True):
+        for axis, (key, label) in zip(row, _MEASURES.items(), strict=True):
+            for series in ("klt", "x265", "vvenc", "int4+zstd", "int8+zstd", "fp16+zstd"):
+                _line(axis, series, _pooled(points, series, tap, key))
+            for codec in VTM:
+                rows = [r for r in vtm if r["tap"] == tap and r["codec"] == codec]
+                _line(axis, codec, _vtm_means(rows, key))
+            axis.set_xscale("log")
+            axis.set_xlim(0.02, 20)
+            axis.set_title(f"{where}: {label}", fontsize=10)
+            axis.set_xlabel("bits per feature point, whole files")
+            axis.grid(alpha=0.3, which="both", lw=0.4)
+            if key == "nmse":
+                axis.set_yscale("log")
+                axis.set_ylim(1e-4, 0.5)
+            elif key == "cls_cosine":
+                axis.set_ylim(0.9, 1.002)
+            else:
+                axis.set_ylim(0.5, 1.01)
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _line(axis: Axes, series: str, curve: list[tuple[float, float]]) -> None:
+    if curve:
+        x, y = zip(*sorted(curve), strict=True)
+        axis.plot(x, y, label=_NAMES.get(series, series), ms=5, **_STYLES[series])
+
+
+def _pooled(points: list[Point], series: str, tap: str, key: str) -> list[tuple[float, float]]:
+    """(bpfp, measure) at each qp over the judging sets, weighted by their tensors."""
+    pooled = []
+    for qp in sorted({p["qp"] for p in points if p["series"] == series}):
+        found = [p for name in SETS[:2] for p in select(points, series, tap, name) if p["qp"] == qp]
+        if found:
+            weights = [p["n"] for p in found]
+            pooled.append(tuple(float(np.average([p[name] for p in found], weights=weights)) for name in ("bpfp", key)))
+    return pooled  # type: ignore[return-value]
+
+
+def _vtm_means(rows: list[Point], key: str) -> list[tuple[float, float]]:
+    """Means over the tensors that all QPs have."""
+    qps = sorted({row["qp"] for row in rows})
+    common = set.intersection(*({r["tensor"] for r in rows if r["qp"] == qp} for qp in qps)) if qps else set()
+    means = []
+    for qp in qps:
+        mine = [row for row in rows if row["qp"] == qp and row["tensor"] in common]
+        if mine:
+            bits = np.mean([8 * row["bytes"] for row in mine]) / (257 * 384)
+            means.append((float(bits), float(np.mean([row[key] for row in mine]))))
+    return means
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
