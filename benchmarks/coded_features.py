@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import scalar_anchors
 from demo.run_demo import overlap
 from demo.split_model import CloudHalf, CloudResult
 from mpcompress.codec import CodingParams, FeatureCodec, TensorSpec, Unit
@@ -20,6 +22,8 @@ from mpcompress_proto.coded_unit import CodedUnit
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 Features = npt.NDArray[Any]
+#: Codes one tensor: bytes, decoded, CPU seconds to encode and to decode.
+Coder = Callable[[Features], tuple[int, Features, float, float]]
 
 #: Truncation bound of the picture codecs at each tap: what they lose there is far below what they are compared at.
 BOUNDS = {"final": 20.0, "block6": 2.0}
@@ -112,6 +116,23 @@ def round_trip(codec: FeatureCodec, h: Features, params: CodingParams) -> Trip:
         decode_cpu_s=end - before,
         encoder=coded.pstate.get("encoder", codec.id),
     )
+
+
+def trip_coder(codec: FeatureCodec, params: CodingParams) -> Coder:
+    """The codec with these parameters."""
+
+    def code(h: Features) -> tuple[int, Features, float, float]:
+        trip = round_trip(codec, h, params)
+        return trip.mpc_bytes, trip.h_hat, trip.encode_cpu_s, trip.decode_cpu_s
+
+    return code
+
+
+def fp16_coder(h: Features) -> tuple[int, Features, float, float]:
+    """float16 through zstd."""
+    begin = cpu_s()
+    nbytes, halves = scalar_anchors.fp16(h)
+    return nbytes, halves, cpu_s() - begin, 0.0
 
 
 def cpu_s() -> float:

@@ -19,8 +19,7 @@ import argparse
 import json
 import os
 import platform
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,21 @@ import numpy as np
 from rich.progress import track
 
 from benchmarks import rate_plots, rate_tables, scalar_anchors
-from benchmarks.coded_features import BOUNDS, Answers, Features, figures, picture_family, round_trip, spread
+from benchmarks.coded_features import (
+    BOUNDS,
+    Answers,
+    Coder,
+    Features,
+    figures,
+    fp16_coder,
+    picture_family,
+    spread,
+    trip_coder,
+)
 from benchmarks.vtm_anchor import EACH
 from benchmarks.vtm_anchor import SETS as JUDGED
 from demo.split_model import DEFAULT_CACHE
-from mpcompress.codec import CodingParams, FeatureCodec
+from mpcompress.codec import CodingParams
 from mpcompress.registry import load, preset
 
 # Folder in the features -> the set's name.
@@ -47,9 +56,6 @@ INT_BITS = (8, 4)
 SERIES = ("klt", "fp16+zstd", "int8+zstd", "int4+zstd", "x265", "vvenc")
 _CALIBRATION_TENSORS = 200
 _CHOICE_TENSORS = 8
-
-# Codes one tensor: bytes, decoded, CPU seconds there and back.
-Coder = Callable[[Features], tuple[int, Features, float, float]]
 
 
 def main() -> None:
@@ -132,16 +138,16 @@ def coders(
         note = {"codec": codec_id, "fingerprint": codec.fingerprint.hex()}
         for qp in KLT_QPS:
             params = CodingParams(qp_eighths=8 * qp)
-            _trip(codec, params)(tensors[0])
-            yield qp, _trip(codec, params), note
+            trip_coder(codec, params)(tensors[0])
+            yield qp, trip_coder(codec, params), note
     elif series in PICTURES:
         codec_id, speed = PICTURES[series]
         codec = load(preset(codec_id))
         for qp in PICTURE_QPS:
             params = CodingParams(qp_eighths=8 * qp, family=picture_family(tap, speed))
-            yield qp, _trip(codec, params), {"codec": codec_id, "speed": speed}
+            yield qp, trip_coder(codec, params), {"codec": codec_id, "speed": speed}
     elif series == "fp16+zstd":
-        yield 16, _fp16, {}
+        yield 16, fp16_coder, {}
     else:
         bits = int(series[3])
         variant = scalars.variant(bits, tensors)
@@ -168,20 +174,6 @@ class Scalars:
             sample = tensors[:: max(1, len(tensors) // _CHOICE_TENSORS)]
             self._variants[bits] = scalar_anchors.best(sample, bits, self.largest)
         return self._variants[bits]
-
-
-def _trip(codec: FeatureCodec, params: CodingParams) -> Coder:
-    def code(h: Features) -> tuple[int, Features, float, float]:
-        trip = round_trip(codec, h, params)
-        return trip.mpc_bytes, trip.h_hat, trip.encode_cpu_s, trip.decode_cpu_s
-
-    return code
-
-
-def _fp16(h: Features) -> tuple[int, Features, float, float]:
-    begin = time.process_time()
-    nbytes, halves = scalar_anchors.fp16(h)
-    return nbytes, halves, time.process_time() - begin, 0.0
 
 
 def summary(rows: dict[str, dict[str, float]], anchored: list[str]) -> dict[str, Any]:

@@ -37,6 +37,34 @@ def draw(points: list[Point], vtm: list[Point], docs: Path) -> Iterator[Path]:
     yield _save(_rates(points, vtm), docs / "rate.png")
 
 
+def draw_text(points: list[Point], docs: Path) -> Path:
+    """Write rate_text.png: what is left of the sentence's vector and of the search, over rate."""
+    cuts, splits = list(dict.fromkeys(p["cut"] for p in points)), list(dict.fromkeys(p["set"] for p in points))
+    figure, axes = plt.subplots(2, len(cuts), figsize=(5 * len(cuts), 7.5), squeeze=False)
+    for column, cut in enumerate(cuts):
+        for split, line in zip(splits, ("-", "--"), strict=False):
+            mine = [p for p in points if p["cut"] == cut and p["set"] == split]
+            for series in dict.fromkeys(p["series"] for p in mine):
+                curve = sorted(
+                    (p["bpfp"], 1 - p["sentence_cosine"], p["same_answer"]) for p in mine if p["series"] == series
+                )
+                style = _STYLES[series.split(",")[0]] | ({"ls": line} if series == "klt" else {})
+                label = series if split == splits[0] else None
+                for row in (0, 1):
+                    axes[row, column].plot(
+                        [c[0] for c in curve], [c[row + 1] for c in curve], label=label, ms=5, **style
+                    )
+        for row, name in enumerate(("1 - sentence cosine", "same answer of the search")):
+            axes[row, column].set_title(f"{cut}: {name}", fontsize=10)
+            axes[row, column].set_xlabel("bits per feature point, whole files")
+            axes[row, column].set_xscale("log")
+            axes[row, column].grid(alpha=0.3, which="both", lw=0.4)
+        axes[0, column].set_yscale("log")
+    axes[0, 0].legend(fontsize=8)
+    figure.tight_layout()
+    return _save(figure, docs / "rate_text.png")
+
+
 def _rates(points: list[Point], vtm: list[Point]) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5))
     for row, (tap, where) in zip(axes, TAPS.items(), strict=True):
