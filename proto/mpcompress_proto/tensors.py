@@ -83,15 +83,18 @@ def check_spec(spec: pb.TensorSpec, field: str, max_bytes: int | None = None) ->
     if spec.name and not _NAME.fullmatch(spec.name):
         raise WireError("a tensor's name is 1 to 32 characters of [a-z0-9_]", field=f"{field}.name")
     size = dtype_of(spec.dtype, f"{field}.dtype").itemsize
-    if not 1 <= len(spec.shape) <= MAX_RANK:
-        raise WireError(f"a tensor has 1 to {MAX_RANK} axes, this one has {len(spec.shape)}", field=f"{field}.shape")
-    for side in spec.shape:
+    # Once: each look at a repeated field of a message costs as much as all else here.
+    rank = len(spec.shape)
+    if not 1 <= rank <= MAX_RANK:
+        raise WireError(f"a tensor has 1 to {MAX_RANK} axes, this one has {rank}", field=f"{field}.shape")
+    shape = tuple(spec.shape)
+    for side in shape:
         if not 1 <= side <= MAX_SIDE:
-            raise WireError(f"shape {tuple(spec.shape)} has a side outside 1 to 2^31 - 1", field=f"{field}.shape")
+            raise WireError(f"shape {shape} has a side outside 1 to 2^31 - 1", field=f"{field}.shape")
         size *= side
     limit = MAX_SIDE * 64 if max_bytes is None else max_bytes
     if size > limit:
-        raise WireError(f"shape {tuple(spec.shape)} takes {size} bytes; the limit is {limit}", field=f"{field}.shape")
+        raise WireError(f"shape {shape} takes {size} bytes; the limit is {limit}", field=f"{field}.shape")
     return size
 
 
