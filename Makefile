@@ -15,7 +15,7 @@ BUILD_FLAGS ?=
 COMPOSE ?= docker compose
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format proto bench golden fuzz soak images stack-test clean
+.PHONY: help demo test test-slow lint docs docs-serve format proto bench golden fuzz soak images stack-test clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,13 +40,20 @@ test: $(VENV)/.installed ## Run the tests
 test-slow: $(VENV)/.installed ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/.installed ## Check style, types, import rules and the wire contract
+lint: $(VENV)/.installed ## Check style, types, import rules, the wire contract and the documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_proto.py --check
 	$(BIN)/python tools/lint_stack.py
+	$(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.installed ## Build the documentation into site/ (make docs-serve shows it while you write)
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.installed
+	$(BIN)/mkdocs serve
 
 format: $(VENV)/.installed ## Format the code
 	$(BIN)/ruff check --fix
@@ -79,4 +86,4 @@ stack-test: $(VENV)/.installed ## Start the stack of `make images`, use it, kill
 	CONTAINERS="$(CONTAINERS)" COMPOSE="$(COMPOSE)" $(BIN)/python -m pytest tests/stack/stack.py
 
 clean: ## Remove environments and caches
-	rm -rf $(VENV) $(DEMO_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo/cache
+	rm -rf $(VENV) $(DEMO_VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis demo/cache

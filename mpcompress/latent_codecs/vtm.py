@@ -73,7 +73,9 @@ class VtmCodec:
 
         Raises:
             InvalidInputError: the file does not hold exactly one frame.
-            CodecUnavailableError, CodecCrashedError, CodingCancelledError.
+            CodecUnavailableError: there is no VTM that can be used.
+            CodecCrashedError: it failed or hung.
+            CodingCancelledError: `cancel` was set.
         """
         raw, target = Path(raw_path).read_bytes(), Path(bin_path)
         stream, ended = self.tools.encode(
@@ -97,7 +99,9 @@ class VtmCodec:
 
         Raises:
             CorruptBitstreamError: the decoder refuses it.
-            CodecUnavailableError, CodecCrashedError, CodingCancelledError.
+            CodecUnavailableError: there is no VTM that can be used.
+            CodecCrashedError: it failed or hung.
+            CodingCancelledError: `cancel` was set.
         """
         raw, ended = self.tools.decode(Path(bin_path).read_bytes(), bit_depth=bit_depth, cancel=cancel)
         _write(Path(rec_path), raw)
@@ -159,13 +163,17 @@ class VtmFeatureCodec:
             progress: called with (strips done, strips in all).
 
         Returns:
-            - "strings": {"vtm": bytes}, the strips one after the other;
-            - "pstate": all that decoding needs, portable: pack_shape, feat_shape, bit_depth, the bounds that were used,
-              packing, dtype, format, picture_crc32, encoder, and strip_heights and strip_bytes when there are several
-              strips. "bin_path" is "": no file is left behind.
+            "strings": {"vtm": bytes}, the strips one after the other, and "pstate": all that decoding needs, portable:
+            pack_shape, feat_shape, bit_depth, the bounds that were used, packing, dtype, format, picture_crc32,
+            encoder, and strip_heights and strip_bytes when there are several strips. "bin_path" is "": no file is left
+            behind.
 
         Raises:
-            NonFiniteError, InvalidInputError, CodecUnavailableError, CodecCrashedError, CodingCancelledError.
+            NonFiniteError: a NaN or an infinity in the features.
+            InvalidInputError: another shape or parameter.
+            CodecUnavailableError: there is no VTM that can be used.
+            CodecCrashedError: it failed or hung.
+            CodingCancelledError: `cancel` was set.
         """
         features = np.asarray(org_feat)
         job = PictureJob(
@@ -214,7 +222,9 @@ class VtmFeatureCodec:
 
         Raises:
             CorruptBitstreamError: bytes or a state that no encoder writes.
-            CodecUnavailableError, CodecCrashedError, CodingCancelledError.
+            CodecUnavailableError: there is no VTM that can be used.
+            CodecCrashedError: it failed or hung.
+            CodingCancelledError: `cancel` was set.
         """
         shape = _shape(pstate)
         state = PictureState.read(self._own_state() | {key: pstate[key] for key in pstate if key != "bin_path"}, shape)
