@@ -19,6 +19,7 @@ from mpcompress_proto.coded_unit import CodedUnit, check_header
 from mpcompress_proto.tensors import (
     MAX_INLINE_BYTES,
     Array,
+    PayloadReceiver,
     Receiver,
     array_from,
     check_specs,
@@ -99,11 +100,11 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
         self.nbytes = sum(len(part) for part in self._parts)
         self.timeout_s = timeout_s
         self._answer: pb.CompressedItem | None = None
-        self._receiver = Receiver([])
+        self._receiver = PayloadReceiver(0)
 
     def restart(self) -> None:
         """Forgets the answer so far."""
-        self._answer, self._receiver = None, Receiver([])
+        self._answer, self._receiver = None, PayloadReceiver(0)
 
     def requests(self, item_id: int, timeout_s: float) -> Iterator[pb.CompressRequest]:
         """The header, with all bytes when they fit one message, else followed by chunks."""
@@ -128,7 +129,7 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
             check_header(self._answer.unit)
             if self._answer.unit.payload_bytes > self._most_bytes():
                 raise WireError("a payload far larger than the tensors", field="result.unit.payload_bytes")
-            self._receiver = Receiver([self._answer.unit.payload_bytes])
+            self._receiver = PayloadReceiver(self._answer.unit.payload_bytes)
             inline = self._answer.inline_payload
             if inline:
                 self._receiver.fill(inline, "result.inline_payload")
@@ -139,7 +140,7 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
             raise WireError(f"an unexpected event {event}", field="event")
         if not self._receiver.complete:
             return None
-        payload = self._receiver.buffers[0].tobytes()
+        payload = self._receiver.payload
         report = self._answer.report if self._answer.HasField("report") else None
         return CodedUnit(header=self._answer.unit, payload=payload, report=report)
 

@@ -186,9 +186,14 @@ class Receiver:
             raise WireError(
                 f"part {part} has {self._sizes[part]} bytes, this chunk ends at {end}", field=f"{field}.data"
             )
-        self.buffers[part][self._filled : end] = np.frombuffer(data, np.uint8)
+        self._keep(data)
         self._filled = end
         self._skip_empty()
+
+    def _keep(self, data: bytes) -> None:
+        """Puts the next bytes where they belong."""
+        end = self._filled + len(data)
+        self.buffers[self._part][self._filled : end] = np.frombuffer(data, np.uint8)
 
     def fill(self, data: bytes, field: str = "inline_data") -> None:
         """Takes all parts at once, from a header. Raises WireError when the size is not exactly theirs."""
@@ -205,3 +210,28 @@ class Receiver:
             self._buffers.append(whole[start : start + size])
             start += size
         self._part, self._filled = len(self._sizes), 0
+
+
+class PayloadReceiver(Receiver):
+    """Collects a payload as the bytes that it becomes: a buffer would be copied once more.
+
+    Args:
+        size: of the payload, bytes, checked against the limits by the caller.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__([size])
+        self._pieces: list[bytes] = []
+
+    @property
+    def payload(self) -> bytes:
+        """The payload, when it is complete."""
+        return b"".join(self._pieces)
+
+    def _keep(self, data: bytes) -> None:
+        self._pieces.append(data)
+
+    def fill(self, data: bytes, field: str = "inline_data") -> None:
+        """Takes all of it at once, as `Receiver.fill`."""
+        super().fill(data, field)
+        self._pieces = [data]

@@ -10,6 +10,7 @@ from mpcompress_proto.errors import WireError
 from mpcompress_proto.tensors import (
     DTYPE_NAMES,
     MAX_SIDE,
+    PayloadReceiver,
     Receiver,
     array_from,
     check_spec,
@@ -192,3 +193,21 @@ def test_an_item_without_bytes_is_complete():
     assert Receiver([]).complete
     assert Receiver([0, 0]).complete
     assert [len(buffer) for buffer in Receiver([0, 0]).buffers] == [0, 0]
+
+
+def test_a_payload_is_the_bytes_that_came():
+    receiver = PayloadReceiver(5)
+    receiver.add(0, 0, b"ab")
+    with pytest.raises(WireError, match="in order"):
+        receiver.add(0, 3, b"de")
+    with pytest.raises(WireError, match="has 5 bytes"):
+        receiver.add(0, 2, b"cdef")
+    assert not receiver.complete
+    receiver.add(0, 2, b"cde")
+    assert receiver.complete
+    assert receiver.payload == b"abcde"
+    whole = PayloadReceiver(5)
+    whole.fill(b"fghij")
+    assert whole.complete
+    assert whole.payload == b"fghij"
+    assert PayloadReceiver(0).payload == b""
