@@ -12,6 +12,7 @@ import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
@@ -58,6 +59,8 @@ class Metrics:
         )
         self._input = self._counter("mpcompress_input_bytes", "Bytes of items that were coded.", "operation", "codec")
         self._output = self._counter("mpcompress_output_bytes", "Bytes that they became.", "operation", "codec")
+        # `labels` costs as much as counting itself.
+        self._child: Callable[..., Any] = lru_cache(maxsize=4096)(lambda metric, *labels: metric.labels(*labels))
         counters.on_stage = self._observe_stage
         counters.on_result = self._observe_result
         self._state = _State(counters, fleet)
@@ -87,13 +90,13 @@ class Metrics:
         return Counter(name, text, labels, registry=self.registry)
 
     def _observe_stage(self, operation: str, codec_id: str, stage: str, seconds: float, _item: int) -> None:
-        self._stage.labels(operation, codec_id, stage).observe(seconds)
+        self._child(self._stage, operation, codec_id, stage).observe(seconds)
 
     def _observe_result(self, operation: str, codec_id: str, came: int, went: int, bpfp: float | None) -> None:
-        self._input.labels(operation, codec_id).inc(came)
-        self._output.labels(operation, codec_id).inc(went)
+        self._child(self._input, operation, codec_id).inc(came)
+        self._child(self._output, operation, codec_id).inc(went)
         if bpfp is not None:
-            self._bpfp.labels(codec_id).observe(bpfp)
+            self._child(self._bpfp, codec_id).observe(bpfp)
 
 
 class _State(Collector):
