@@ -15,7 +15,7 @@ import pytest
 from conftest import BLOCK6, FINAL, heed_interrupts
 
 from mpcompress_client import CodedUnit, CompressionClient
-from mpcompress_client.cli import run
+from mpcompress_client.cli import cli, run
 
 
 class Outcome:
@@ -249,12 +249,17 @@ def test_calibrate_then_code_on_this_device_and_on_a_server(mpcompress, block6, 
     assert (refused.code, "no codec" in refused.err) == (1, True)
 
 
+@pytest.mark.parametrize("name", cli.commands)
+def test_help_of_every_command(mpcompress, name):
+    done = mpcompress(name, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert f"Usage: mpcompress {name} " in done.out
+    assert "\\b" not in done.out
+    assert f"\n    mpcompress {name} " in done.out or f"\n    mpcompress {name}\n" in done.out  # an example
+    assert "--json" in done.out
+
+
 def test_help_and_version(mpcompress):
-    for command in ((), ("compress",), ("decompress",), ("codecs",), ("inspect",), ("calibrate",)):
-        done = mpcompress(*command, "--help")
-        assert done.code == 0
-        assert "Usage: mpcompress" in done.out
-        assert "\\b" not in done.out
     assert "Exit codes" in mpcompress("--help").out
     assert mpcompress("--version").out.startswith("mpcompress, version ")
 
