@@ -87,6 +87,21 @@ def scripted() -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
+def silent(scripted: Callable[..., str]) -> Iterator[str]:
+    """Address of a server that takes all items and answers none."""
+    ended = threading.Event()
+
+    def never(requests: Iterator[object], context: grpc.ServicerContext) -> Iterator[object]:
+        for _ in requests:
+            pass
+        ended.wait(60)
+        yield from ()
+
+    yield scripted(compress=never)
+    ended.set()
+
+
+@pytest.fixture
 def no_thread_leak() -> Iterator[None]:
     """Fails when the client's or grpc's sending threads outlive the test."""
     before = set(threading.enumerate())
