@@ -67,6 +67,7 @@ bench: $(VENV)/.installed ## Measure what the README claims (minutes)
 	$(BIN)/python benchmarks/klt_rate.py --codec klt-imgfocus-vits14-block6 klt-imgfocus-vits14-final \
 		--features tests/data/features_block6.npy tests/data/features_final.npy
 	$(BIN)/python benchmarks/neural_entropy_cpu.py
+	$(BIN)/python benchmarks/edge_links.py
 
 golden: $(VENV)/.installed ## Write golden units for codecs that have none; never changes one
 	$(BIN)/python tests/mpcompress/transforms/write_golden.py

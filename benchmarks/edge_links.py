@@ -1,6 +1,7 @@
 """Getting features into the cloud over slow links: as fp16, compressed on the device, or compressed by the server.
 
-    python benchmarks/edge_links.py --json links.json --plot docs/edge_links.png
+    python benchmarks/edge_links.py                   writes benchmarks/edge_links.json and the tables of docs/edge.md
+    python benchmarks/edge_links.py --quick           a few transfers each, prints only
 
 Three ways, over a link of 5, 20 and 100 Mbit/s (a token bucket of its own process between the two ends, per direction):
 
@@ -40,6 +41,7 @@ from typing import Any
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # a device's time must not depend on how many cores this machine has
 
+import edge_links_page
 import numpy as np
 
 from mpcompress.calibrate import calibrate
@@ -223,42 +225,17 @@ def show(row: dict[str, Any]) -> None:
     )
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time against link, one panel per kind of features."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    kinds = list(dict.fromkeys(row["features"] for row in rows))
-    figure, panels = pyplot.subplots(1, len(kinds), figsize=(4 * len(kinds), 3), layout="constrained", squeeze=False)
-    for panel, kind in zip(panels[0], kinds, strict=True):
-        for way, marker in (("fp16", "s"), ("server", "^"), ("edge", "o")):
-            points = [(r["mbit_per_s"], r["seconds"]) for r in rows if r["features"] == kind and r["way"] == way]
-            panel.loglog(*zip(*points, strict=True), marker=marker, label=way)
-        shape = next("x".join(map(str, r["shape"])) for r in rows if r["features"] == kind)
-        panel.set(title=f"{kind} {shape}", xlabel="link, Mbit/s", ylabel="seconds to be there")
-        links = sorted({r["mbit_per_s"] for r in rows})
-        panel.set_xticks(links, [f"{x:g}" for x in links], minor=False)
-        panel.minorticks_off()
-        seconds = [r["seconds"] for r in rows if r["features"] == kind]
-        ticks = [x for x in (0.01, 0.03, 0.1, 0.3, 1, 3, 10) if min(seconds) / 1.5 <= x <= max(seconds) * 1.5]
-        panel.set_yticks(ticks, [f"{x:g}" for x in ticks])
-        panel.grid(alpha=0.3)
-    panels[0][0].legend()
-    figure.savefig(path, dpi=80)
-
-
 def main() -> None:
-    """Prints the table; writes JSON and plot."""
+    """Prints the table; writes JSON, page and figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mbits", nargs="+", type=float, default=[5, 20, 100], help="links, Mbit/s")
     parser.add_argument("--qp", type=float, default=24)
     parser.add_argument("--n", type=int, default=12, help="transfers of real features per row")
     parser.add_argument("--n-synthetic", type=int, default=3, help="transfers of synthetic features per row; 0: none")
-    parser.add_argument("--json", type=Path, help="write every row here")
-    parser.add_argument("--plot", type=Path, help="write the figure here (matplotlib)")
+    parser.add_argument("--quick", action="store_true", help="three transfers of real features per row; writes nothing")
     args = parser.parse_args()
+    if args.quick:
+        args.n, args.n_synthetic = 3, 0
     kinds: list[tuple[str, list[np.ndarray], EdgeCodec, int]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -294,11 +271,12 @@ def main() -> None:
                 for mbits in args.mbits
                 for row in measure(kind, tensors, edge, args.qp, mbits, address, n)
             ]
-    if args.json:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-        args.json.write_text(json.dumps({"machine": machine, "codecs": quality, "rows": rows}, indent=1) + "\n")
-    if args.plot:
-        plot(rows, args.plot)
+    if args.quick:
+        return
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    result = {"machine": machine, "load": os.getloadavg()[0], "codecs": quality, "rows": rows}
+    edge_links_page.RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    edge_links_page.main()
 
 
 if __name__ == "__main__":
