@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "edge_links.json"
 PAGE, FIGURE = ROOT / "docs" / "edge.md", ROOT / "docs" / "edge_links.png"
-_BEGIN, _END = "<!-- written by benchmarks/edge_links.py -->\n", "<!-- end -->\n"
+_BEGIN, _END = "<!-- written by benchmarks/edge_links.py -->\n\n", "<!-- end -->\n"
 
 
 def main() -> None:
@@ -77,9 +77,9 @@ def _in_words(rows: list[dict[str, Any]]) -> list[str]:
         plain, edge = (found[kind, links[0], way] for way in ("fp16", "edge"))
         times = [found[kind, link, "fp16"]["seconds"] / found[kind, link, "edge"]["seconds"] for link in links]
         pairs = ", ".join(f"{time:.1f} at {link:g}" for time, link in zip(times, links, strict=True))
+        fewer = plain["up_bytes"] / edge["up_bytes"]
         lines.append(
-            f"- {kind}: {plain['up_bytes'] / edge['up_bytes']:.0f} times fewer bytes than fp16. Times faster than fp16, by "
-            f"the link's Mbit/s: {pairs}."
+            f"- {kind}: {fewer:.0f} times fewer bytes than fp16. Times faster than fp16, by the link's Mbit/s: {pairs}."
         )
     return lines
 
