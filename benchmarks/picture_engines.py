@@ -17,8 +17,6 @@ import json
 import math
 import os
 import platform
-import resource
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,16 +26,14 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np
 
-from mpcompress.codec import CodingParams, FeatureCodec, TensorSpec, Unit
+from benchmarks import rate_plots
+from benchmarks.coded_features import BOUNDS, picture_family, round_trip
+from mpcompress.codec import CodingParams, FeatureCodec
 from mpcompress.errors import MpcompressError
-from mpcompress.metrics import cosine, nmse
-from mpcompress.picture import decode
+from mpcompress.metrics import bpfp, cosine, nmse
 from mpcompress.registry import load, preset
-from mpcompress_proto.coded_unit import CodedUnit
-from mpcompress_proto.v1 import compression_pb2 as pb
 
-# Folder -> truncation bound of the picture codecs, and the calibrated codec.
-TAPS = {"final": (20.0, "klt-imgfocus-vits14-final"), "block6": (2.0, "klt-imgfocus-vits14-block6")}
+TAPS = {tap: f"klt-imgfocus-vits14-{tap}" for tap in BOUNDS}
 # codec, speed, QPs
 PLAN: tuple[tuple[str, str, tuple[float, ...]], ...] = (
     ("klt", "", (12, 18, 24, 30)),
@@ -60,17 +56,19 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=8, help="tensors of each tap, evenly spread over the folder")
     parser.add_argument("--taps", nargs="+", default=list(TAPS), choices=list(TAPS))
     parser.add_argument("--only", nargs="*", default=[], help="codecs whose id begins so")
-    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--json", type=Path, help="file for all figures; what is in it and not measured again stays")
+    parser.add_argument("--plot", type=Path, help="picture file for a plot of all figures")
     args = parser.parse_args()
     figures: list[dict[str, Any]] = []
+    if args.json and args.json.is_file():
+        figures = json.loads(args.json.read_text(encoding="utf-8"))["figures"]
     print("| tap | codec | speed | n | qp | bpfp | NMSE | CLS cosine | encode CPU s | decode CPU s |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for tap in args.taps:
-        bound, klt = TAPS[tap]
         files = sorted((args.features / tap / "test").glob("*.npy"))
         files = [files[index] for index in np.linspace(0, len(files) - 1, args.n).astype(int)]
         for name, speed, qps in PLAN:
-            codec_id = klt if name == "klt" else name
+            codec_id = TAPS[tap] if name == "klt" else name
             if args.only and not codec_id.startswith(tuple(args.only)):
                 continue
             try:
@@ -84,9 +82,11 @@ def main() -> None:
                 continue
             codec.warm_up()
             for qp in qps:
-                rows = [{"tensor": file.stem, **measure(codec, np.load(file), qp, speed, bound)} for file in files]
+                rows = [{"tensor": file.stem, **measure(codec, np.load(file), qp, speed, tap)} for file in files]
                 mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key not in _WORDS}
-                figures.append({"tap": tap, "codec": codec_id, "speed": speed, "qp": qp, "mean": mean, "rows": rows})
+                point = {"tap": tap, "codec": codec_id, "speed": speed, "qp": qp}
+                figures = [entry for entry in figures if any(entry[key] != point[key] for key in point)]
+                figures.append({**point, "mean": mean, "rows": rows})
                 print(
                     f"| {tap} | {codec_id} | {speed} | {len(rows)} | {qp:g} | {mean['bpfp']:.3f} | {mean['nmse']:.4f} "
                     f"| {mean['cls_cosine']:.4f} | {mean['encode_cpu_s']:.3f} | {mean['decode_cpu_s']:.3f} |",
@@ -96,6 +96,8 @@ def main() -> None:
                     args.json.write_text(json.dumps(report(figures), indent=1) + "\n", encoding="utf-8")
 
     print_comparison(figures)
+    if args.plot:
+        rate_plots.draw_engines(figures, args.plot)
 
 
 _WORDS = ("tensor", "encoder")
@@ -143,47 +145,18 @@ def rounded(figures: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield entry
 
 
-def measure(codec: FeatureCodec, h: np.ndarray, qp: float, speed: str, bound: float) -> dict[str, Any]:
+def measure(codec: FeatureCodec, h: np.ndarray, qp: float, speed: str, tap: str) -> dict[str, Any]:
     """Codes one tensor (L, C), float16, there and back."""
-    spec = TensorSpec(name="h", dtype=h.dtype.name, shape=h.shape)
-    family: tuple[tuple[str, Any], ...] = ()
-    if codec.pstate_kind == "picture":
-        # One strip: the figures are those of one process.
-        family = (("speed", speed), ("strips", 1), ("trun_high", (bound,)), ("trun_low", (-bound,)))
-    params = codec.resolve([spec], CodingParams(qp_eighths=round(8 * qp), family=family))
-    begin = cpu_s()
-    (coded,) = codec.compress([{"h": h}], params)
-    encode_cpu_s = cpu_s() - begin
-    unit = Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))
-    decode.OWN_STREAMS.forget()
-    begin = cpu_s()
-    h_hat = codec.decompress([unit])[0]["h_hat"]
-    decode_cpu_s = cpu_s() - begin
-    built = CodedUnit.build(
-        codec_id=codec.id,
-        fingerprint=codec.fingerprint,
-        bitstream_version=codec.bitstream_version,
-        arithmetic=pb.ARITHMETIC_EXACT,
-        tensors=[pb.TensorSpec(name="h", dtype=pb.DATA_TYPE_FLOAT16, shape=h.shape)],
-        kind=codec.pstate_kind,
-        pstate=coded.pstate,
-        strings=coded.strings,
-    )
+    family = picture_family(tap, speed) if codec.pstate_kind == "picture" else ()
+    trip = round_trip(codec, h, CodingParams(qp_eighths=round(8 * qp), family=family))
     return {
-        "bpfp": built.bpfp,
-        "payload_bytes": sum(map(len, coded.strings)),
-        "nmse": nmse(h, h_hat),
-        "cls_cosine": cosine(h[:1], h_hat[:1]),
-        "encode_cpu_s": encode_cpu_s,
-        "decode_cpu_s": decode_cpu_s,
-        "encoder": coded.pstate.get("encoder", codec.id),
+        "bpfp": bpfp(trip.mpc_bytes, h.size),
+        "nmse": nmse(h, trip.h_hat),
+        "cls_cosine": cosine(h[:1], trip.h_hat[:1]),
+        "encode_cpu_s": trip.encode_cpu_s,
+        "decode_cpu_s": trip.decode_cpu_s,
+        "encoder": trip.encoder,
     }
-
-
-def cpu_s() -> float:
-    """CPU seconds of this process and of its children that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 if __name__ == "__main__":

@@ -65,6 +65,63 @@ def draw_text(points: list[Point], docs: Path) -> Path:
     return _save(figure, docs / "rate_text.png")
 
 
+def draw_engines(figures: list[Point], path: Path) -> None:
+    """Draw the figures of benchmarks/picture_engines.py: NMSE over rate, and bits over CPU at equal error."""
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8.5))
+    for row, (tap, where) in zip(axes, TAPS.items(), strict=True):
+        mine = [entry for entry in figures if entry["tap"] == tap]
+        series = list(dict.fromkeys((entry["codec"], entry["speed"]) for entry in mine))
+        anchor = _engine_curve(mine, *_ANCHOR)
+        for codec, speed in series:
+            style, label = _engine_style(codec, speed)
+            curve = _engine_curve(mine, codec, speed)
+            row[0].plot([c[0] for c in curve], [c[1] for c in curve], label=label, ms=5, **style)
+            gaps = [(c[2], _bits_over(c, anchor)) for c in curve]
+            known = [(seconds, gap) for seconds, gap in gaps if gap]
+            if known:
+                seconds, gap = np.exp(np.log(np.array(known)).mean(0))
+                row[1].plot(seconds, 100 * gap, ms=8, label=label, **style | {"ls": "none"})
+        row[0].set_ylabel("NMSE")
+        row[0].set_xlabel("bits per feature point, whole files")
+        row[1].set_xlabel("CPU seconds to encode")
+        row[1].set_ylabel("% of VTM's bits (rows) at equal NMSE")
+        for axis in row:
+            axis.set_title(where, fontsize=10)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.grid(alpha=0.3, which="both", lw=0.4)
+    axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+_ANCHOR = ("vtm-dinov2-cls", "reference")
+_SPEEDS = {"fast": {"alpha": 0.6, "mfc": "none"}, "faster": {"alpha": 0.35, "mfc": "none"}}
+
+
+def _engine_style(codec: str, speed: str) -> tuple[dict[str, Any], str]:
+    family = codec.split("-")[0]
+    base = _STYLES["vtm-dinov2-cls-tiles" if family == "vtm" else family]
+    if family == "klt":
+        return base, "klt, calibrated"
+    tiles = codec.endswith("-tiles")
+    label = f"{family} {speed}, {'tiles' if tiles else 'rows'}"
+    return base | {"ls": "-" if tiles else "--", **_SPEEDS.get(speed, {})}, label
+
+
+def _engine_curve(figures: list[Point], codec: str, speed: str) -> list[tuple[float, float, float]]:
+    """(bpfp, NMSE, CPU seconds to encode) by rate."""
+    means = [entry["mean"] for entry in figures if (entry["codec"], entry["speed"]) == (codec, speed)]
+    return sorted((mean["bpfp"], mean["nmse"], mean["encode_cpu_s"]) for mean in means)
+
+
+def _bits_over(point: tuple[float, float, float], anchor: list[tuple[float, float, float]]) -> float | None:
+    """Bits of a point over the anchor's at its NMSE; None outside of the anchor's range."""
+    x, y = np.log([(c[1], c[0]) for c in reversed(anchor)]).T if anchor else (np.zeros(0), np.zeros(0))
+    at = np.log(point[1])
+    return float(point[0] / np.exp(np.interp(at, x, y))) if len(x) and x[0] <= at <= x[-1] else None
+
+
 def _rates(points: list[Point], vtm: list[Point]) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5))
     for row, (tap, where) in zip(axes, TAPS.items(), strict=True):
