@@ -130,7 +130,6 @@ def collect(train: dict[str, Path], judge: dict[str, Path], model: MiniLm) -> di
             own = set(_SENTENCE.split(passage.text)) | set(_SENTENCE.split(passage.follows))
             if not own & seen:
                 fresh.append(passage)
-            if split != "train" or not own & seen:
                 seen |= own
         found[split] = fresh
     return found
