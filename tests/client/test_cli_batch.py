@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -149,6 +150,19 @@ def test_bad_places(mpcompress, arguments, words):
     assert words in err
 
 
+def test_inspect_of_several_units(mpcompress):
+    assert mpcompress("compress", "features", "-o", "units", *CODEC)[0] == 0
+    code, out, err = mpcompress("inspect", "units")
+    assert (code, out.count("\n"), err) == (0, 3, "")
+    assert f"units/below/a.mpc: {FINAL}, h float16 (257, 384), " in out
+    Path("units/b.mpc").write_bytes(b"half a file")
+    code, out, err = mpcompress("inspect", "units/?.mpc", "units/below/a.mpc", "--json")
+    facts = json.loads(out)
+    assert (code, [item["file"] for item in facts["items"]]) == (1, ["units/a.mpc", "units/below/a.mpc"])
+    assert list(facts["errors"]) == ["units/b.mpc"]
+    assert mpcompress("inspect", "units")[2] == "mpcompress: units/b.mpc: not a .mpc file\n"
+
+
 def test_resume_trusts_no_unit_that_it_does_not_know(mpcompress):
     arguments = ("compress", "features/a.npy", "-o", "a.mpc", *CODEC)
     assert mpcompress(*arguments)[0] == 0
@@ -271,3 +285,15 @@ def test_pt_files_without_torch(mpcompress, monkeypatch):
     code, out, err = mpcompress("compress", "x.pt", "-o", "x.mpc", *CODEC)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "mpcompress[codecs]" in err
+
+
+def test_evaluate_reads_the_pipe_once_for_all_its_points(server, final):
+    data = io.BytesIO()
+    np.save(data, final[0])
+    points = ("--qps", "18,30", "--json")
+    done = piped("evaluate", "-", "--codec", FINAL, *points, data=data.getvalue(), target=server)
+    assert done.returncode == 0, done.stderr
+    assert [row["qp"] for row in json.loads(done.stdout)["rows"]] == [18, 30]
+    load = ("--concurrency", "1", "--seconds", "0.1", "--json")
+    done = piped("bench", "-", "--codec", FINAL, *load, data=data.getvalue(), target=server)
+    assert json.loads(done.stdout)["features"] == "files"

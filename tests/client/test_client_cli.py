@@ -229,7 +229,7 @@ def test_bad_tensors(mpcompress, final):
 def test_calibrate_then_code_on_this_device_and_on_a_server(mpcompress, block6, final, tmp_path):
     for number, h in enumerate([*block6, *block6[:, :, ::-1], *final, *final[:, :, ::-1]]):
         np.save(tmp_path / f"h{number}.npy", h[:65, :32])
-    files = [f"h{number}.npy" for number in range(16)]
+    files = ["h?.npy", "h10.npy", "h11.npy", "h12.npy", "h13.npy", "h14.npy", "h15.npy"]
     arguments = ("-o", "mine.safetensors", "--prefix-tokens", "1", "--grid", "8", "8")
     done = mpcompress("calibrate", *files, *arguments)
     assert done.code == 0, done.err

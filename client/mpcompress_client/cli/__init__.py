@@ -14,7 +14,8 @@ from mpcompress_client.cli.calibrate import calibrate
 from mpcompress_client.cli.coding import compress, decompress
 from mpcompress_client.cli.doctor import doctor
 from mpcompress_client.cli.evaluate import evaluate
-from mpcompress_client.cli.info import codecs, inspect
+from mpcompress_client.cli.info import codecs
+from mpcompress_client.cli.inspect import inspect
 from mpcompress_client.cli.neural import import_checkpoint
 from mpcompress_client.cli.train import train
 from mpcompress_client.errors import MPCompressError

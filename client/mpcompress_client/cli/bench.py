@@ -14,13 +14,13 @@ import numpy as np
 
 from mpcompress_client.arrays import named_arrays
 from mpcompress_client.cli.coders import Coder, open_coders
-from mpcompress_client.cli.files import READABLE, read_arrays, write_whole
+from mpcompress_client.cli.files import READABLE, write_whole
 from mpcompress_client.cli.load import Load, Samples, process_cpu_s, run_load
 from mpcompress_client.cli.options import coding_options, json_option, output_file
 from mpcompress_client.cli.progress import bar
 from mpcompress_client.cli.results import to_json
 from mpcompress_client.cli.server import Server, server_options
-from mpcompress_client.cli.sources import feature_files
+from mpcompress_client.cli.sources import feature_files, read_input
 from mpcompress_client.errors import InvalidRequestError
 from mpcompress_client.infos import CodecInfo
 from mpcompress_proto.tensors import Array
@@ -128,7 +128,7 @@ def bench(
 
 def _items(info: CodecInfo, features: tuple[str, ...], arguments: dict[str, Any]) -> list[dict[str, Array]]:
     if features:
-        return [named_arrays(read_arrays(file)) for file in feature_files(features, READABLE)]
+        return [named_arrays(read_input(file)) for file in feature_files(features, READABLE)]
     port = info.inputs[0]
     grid = arguments["token_res"] or info.token_res or (16, 16)
     prefix = info.prefix_tokens if arguments["prefix_tokens"] is None else arguments["prefix_tokens"]

@@ -11,13 +11,14 @@ from pathlib import Path
 import click
 
 from mpcompress_client.cli import torch_file
-from mpcompress_client.cli.files import write_whole
+from mpcompress_client.cli.files import READABLE, write_whole
 from mpcompress_client.cli.options import json_option, output_option
+from mpcompress_client.cli.sources import PIPE, feature_files, read_input
 from mpcompress_client.library import library
 from mpcompress_proto.tensors import Array
 
 _CALIBRATE_HELP = """\
-Fit a codec of family klt to FEATURES: .npy, .npz, .safetensors and .pt files, or folders of the first three.
+Fit a codec of family klt to FEATURES: .npy, .npz, .safetensors and .pt files, folders of them, or quoted patterns.
 
 Every array is (L, C) or (B, L, C), L = prefix tokens + H * W. At least 16 tensors; 256 or more are better. Writes
 the codec file, and its model card next to it.
@@ -30,7 +31,7 @@ Example:
 
 
 @click.command(short_help="Make a codec for your own features.", help=_CALIBRATE_HELP)
-@click.argument("features", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.argument("features", nargs=-1, required=True)
 @output_option
 @click.option("--prefix-tokens", type=click.IntRange(0, 1024), default=0, help="Tokens in front (CLS, registers).")
 @click.option("--grid", nargs=2, type=click.IntRange(1, 65535), metavar="H W", help="Grid; default: sequences.")
@@ -38,7 +39,7 @@ Example:
 @click.option("--description", metavar="TEXT", help="Which model, which layer, which data.")
 @json_option
 def calibrate(
-    features: tuple[Path, ...],
+    features: tuple[str, ...],
     output: Path,
     prefix_tokens: int,
     grid: tuple[int, int] | None,
@@ -46,7 +47,7 @@ def calibrate(
     description: str | None,
     as_json: bool,
 ) -> None:
-    """Fit a codec of family klt to FEATURES: .npy, .npz and .safetensors files, or folders of them."""
+    """Fit a codec of family klt to FEATURES."""
     with library():
         from mpcompress.calibrate import calibrate as fit
     from rich.console import Console
@@ -64,9 +65,9 @@ def calibrate(
 
         with library():
             result = fit(
-                _sources(features),
+                _sources(feature_files(features, READABLE)),
                 codec_id=codec_id or _default_id(output),
-                description=description or f"calibrated on {', '.join(path.name for path in features[:4])}",
+                description=description or f"calibrated on {', '.join(Path(given).name for given in features[:4])}",
                 prefix_tokens=prefix_tokens,
                 token_res=grid,
                 progress=progress,
@@ -88,10 +89,14 @@ def calibrate(
 
 
 def _sources(features: Iterable[Path]) -> list[Path | Array]:
-    """What the library reads itself, and the arrays of .pt files, which it does not."""
+    """What the library reads itself, and the arrays of what it does not: .pt files and the pipe."""
     sources: list[Path | Array] = []
     for path in features:
-        sources += torch_file.read(path).values() if path.suffix in torch_file.SUFFIXES else [path]
+        if path.suffix not in torch_file.SUFFIXES and str(path) != PIPE:
+            sources.append(path)
+            continue
+        found = read_input(path)
+        sources += found.values() if isinstance(found, dict) else [found]
     return sources
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from mpcompress_client.arrays import named_arrays
 from mpcompress_client.cli.coders import Coder, open_coders
-from mpcompress_client.cli.files import READABLE, read_arrays
+from mpcompress_client.cli.files import READABLE
 from mpcompress_client.cli.options import coding_options, json_option, output_file, qp
 from mpcompress_client.cli.progress import bar
 from mpcompress_client.cli.results import to_json
 from mpcompress_client.cli.server import Server, server_options
-from mpcompress_client.cli.sources import feature_files
+from mpcompress_client.cli.sources import feature_files, reader
 from mpcompress_client.errors import CodecUnavailableError, InvalidRequestError, MPCompressError
 from mpcompress_client.library import library
 from mpcompress_proto.tensors import Array
@@ -26,10 +26,10 @@ from mpcompress_proto.tensors import Array
 _EVALUATE_HELP = """\
 Code FEATURES there and back with each codec at each qp, and show what that costs and keeps.
 
-FEATURES are .npy, .npz, .safetensors and .pt files, folders of them, or quoted patterns. Means over the files of: bpfp,
-bits of the complete .mpc file per feature element; NMSE, squared error over variance (0 perfect, 1 no better than the
-mean); cosine between the tensors, and of the tokens in front (CLS) alone, which are few and often matter most; seconds
-of wall time to compress and to decompress.
+FEATURES are .npy, .npz, .safetensors and .pt files, folders of them, quoted patterns, or `-` for a pipe. Means over the
+files of: bpfp, bits of the complete .mpc file per feature element; NMSE, squared error over variance (0 perfect, 1 no
+better than the mean); cosine between the tensors, and of the tokens in front (CLS) alone, which are few and often
+matter most; seconds of wall time to compress and to decompress.
 
 \b
 Examples:
@@ -68,7 +68,7 @@ def evaluate(
     if qps and arguments["qp"] is not None:
         raise click.UsageError("give --qp or --qps, not both")
     pyplot = _pyplot() if plot else None
-    files = feature_files(features, READABLE)
+    files, read = feature_files(features, READABLE), reader()
     if limit is not None and len(files) > limit:
         files = [files[index * len(files) // limit] for index in range(limit)]
     asked: Sequence[float | None] = qps or [arguments["qp"]]
@@ -82,7 +82,7 @@ def evaluate(
                 points: list[dict[str, float]] = []
                 warnings: set[str] = set()
                 for file in files:
-                    points.append(_point(coder, file, {**arguments, "qp": value}, warnings))
+                    points.append(_point(coder, file, read, {**arguments, "qp": value}, warnings))
                     advance()
                 rows.append(_row(coder, value, points, warnings))
     if pyplot is not None and plot is not None:
@@ -98,12 +98,18 @@ def evaluate(
             click.echo(f"warning: {codec}: {found[0]}", err=True)
 
 
-def _point(coder: Coder, file: Path, arguments: dict[str, Any], warnings: set[str]) -> dict[str, float]:
+def _point(
+    coder: Coder,
+    file: Path,
+    read: Callable[[Path], Array | dict[str, Array]],
+    arguments: dict[str, Any],
+    warnings: set[str],
+) -> dict[str, float]:
     """The figures of one file; what the codec warns of goes to `warnings`."""
     from mpcompress.metrics import cosine, nmse
 
     try:
-        tensors = named_arrays(read_arrays(file))
+        tensors = named_arrays(read(file))
         started = time.perf_counter()
         unit = coder.compress(tensors, **arguments)
         coded = time.perf_counter()

@@ -72,7 +72,6 @@ _param = click.option(
 )
 
 INPUT_FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
-UNIT_FILE = click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True, path_type=Path)
 
 _output = click.option("-o", "--output", required=True, type=output_file, metavar="FILE", help="Where the result goes.")
 _place = click.option(

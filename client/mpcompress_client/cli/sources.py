@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 def feature_files(given: Sequence[str], inputs: Sequence[str]) -> list[Path]:
     """The files of what the user named, for commands that write none. Raises click.UsageError."""
     return list(dict.fromkeys(path for path, _ in _expand(given, inputs)[0]))
+
+
+def reader() -> Callable[[Path], Array | dict[str, Array]]:
+    """`read_input` for commands that read an input several times: what the pipe brought is kept."""
+    piped = functools.cache(lambda: read_input(Path(PIPE)))
+    return lambda path: piped() if str(path) == PIPE else read_arrays(path)
 
 
 def read_input(path: Path) -> Array | dict[str, Array]:
