@@ -41,6 +41,7 @@ from benchmarks.coded_features import (
     spread,
     trip_coder,
 )
+from benchmarks.page_tables import write_tables
 from benchmarks.vtm_anchor import EACH
 from benchmarks.vtm_anchor import SETS as JUDGED
 from demo.split_model import DEFAULT_CACHE
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--codec", nargs="*", default=[], metavar="TAP=ID", help="codecs instead of the shipped ones")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--vtm", type=Path, default=Path(__file__).with_name("vtm_anchor.json"))
-    parser.add_argument("--docs", type=Path, help="folder for plots")
+    parser.add_argument("--docs", type=Path, help="folder of rate.md: its tables and its plot are written anew")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="where the cut model is kept")
     args = parser.parse_args()
@@ -94,10 +95,12 @@ def main() -> None:
                         points = [p for p in points if (p["series"], p["tap"], p["set"], p["qp"]) != key]
                         points.append({"tap": tap, "set": SETS[name], **entry})
                     write(args.json, points)
-    print(rate_tables.report(points, vtm))
+    for name, table in rate_tables.report(points, vtm).items():
+        print(f"{table}\n")
+        if args.docs:
+            write_tables(args.docs / "rate.md", name, table)
     if args.docs:
-        for path in rate_plots.draw(points, vtm, args.docs):
-            print(path)
+        rate_plots.draw(points, vtm, args.docs / "rate.png")
 
 
 def measure(

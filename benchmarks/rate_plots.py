@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.rate_tables import SETS, TAPS, VTM, select
+from benchmarks.scalar_anchors import SCALES
 
 Point = dict[str, Any]
 
@@ -32,13 +32,13 @@ _NAMES = {"x265": "x265, tiles", "vvenc": "vvenc, tiles"} | {codec: f"VTM, {how}
 _MEASURES = {"nmse": "NMSE", "cls_cosine": "CLS cosine", "saliency_iou": "saliency IoU"}
 
 
-def draw(points: list[Point], vtm: list[Point], docs: Path) -> Iterator[Path]:
-    """Write rate.png (everything over rate) and rate_cpu.png (bits over CPU at equal error)."""
-    yield _save(_rates(points, vtm), docs / "rate.png")
+def draw(points: list[Point], vtm: list[Point], path: Path) -> None:
+    """Draw every measure of benchmarks/rate.py over rate, judging sets pooled."""
+    _save(_rates(points, vtm), path)
 
 
-def draw_text(points: list[Point], docs: Path) -> Path:
-    """Write rate_text.png: what is left of the sentence's vector and of the search, over rate."""
+def draw_text(points: list[Point], path: Path) -> None:
+    """Draw what is left of the sentence's vector and of the search, over rate; dashed and hollow: other sources."""
     cuts, splits = list(dict.fromkeys(p["cut"] for p in points)), list(dict.fromkeys(p["set"] for p in points))
     figure, axes = plt.subplots(2, len(cuts), figsize=(5 * len(cuts), 7.5), squeeze=False)
     for column, cut in enumerate(cuts):
@@ -49,7 +49,10 @@ def draw_text(points: list[Point], docs: Path) -> Path:
                     (p["bpfp"], 1 - p["sentence_cosine"], p["same_answer"]) for p in mine if p["series"] == series
                 )
                 style = _STYLES[series.split(",")[0]] | ({"ls": line} if series == "klt" else {})
-                label = series if split == splits[0] else None
+                style |= {"mfc": "none"} if split != splits[0] else {}
+                # The four scales of int4 share one mark; which is which is in the table.
+                first = split == splits[0] and series not in {f"int4+zstd, {kind}" for kind in SCALES[1:]}
+                label = series.split(",")[0] if first else None
                 for row in (0, 1):
                     axes[row, column].plot(
                         [c[0] for c in curve], [c[row + 1] for c in curve], label=label, ms=5, **style
@@ -62,7 +65,7 @@ def draw_text(points: list[Point], docs: Path) -> Path:
         axes[0, column].set_yscale("log")
     axes[0, 0].legend(fontsize=8)
     figure.tight_layout()
-    return _save(figure, docs / "rate_text.png")
+    _save(figure, path)
 
 
 def draw_engines(figures: list[Point], path: Path) -> None:
@@ -178,7 +181,6 @@ def _vtm_means(rows: list[Point], key: str) -> list[tuple[float, float]]:
     return means
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
     plt.close(figure)
-    return path

@@ -19,7 +19,10 @@ VTM = {ROWS: "a row per token", TILES: "channels as tiles"}
 GOALS = {("final", 0.04): 12, ("final", 0.015): 30, ("block6", 0.24): 10, ("block6", 0.10): 25}
 CLS_BPFP, CLS_GOAL = 0.10, 0.99
 ENCODE_GOAL_MS, DECODE_GOAL_MS, TIMED_QP = 4.0, 3.0, 24
-_LABELS = {"x265": "x265 veryslow, tiles", "vvenc": "vvenc medium, tiles"}
+_LABELS = {name: name for name in ("klt", "fp16+zstd", "int8+zstd", "int4+zstd")} | {
+    "x265": "x265 veryslow, tiles",
+    "vvenc": "vvenc medium, tiles",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +100,11 @@ def share(
     )
 
 
-def report(points: list[Point], vtm: list[Point]) -> str:
-    """All tables."""
-    blocks = [goals(points, vtm), answers(points), against_vtm(points, vtm)]
-    blocks += [rates(points, tap) for tap in TAPS]
-    return "\n\n".join("\n".join(block) for block in blocks)
+def report(points: list[Point], vtm: list[Point]) -> dict[str, str]:
+    """All tables, by the name of their place in docs/rate.md."""
+    blocks = {"goals": goals(points, vtm), "answers": answers(points), "anchors": against_vtm(points, vtm)}
+    blocks |= {f"rates {tap}": rates(points, tap) for tap in TAPS}
+    return {name: "\n".join(lines) for name, lines in blocks.items()}
 
 
 def goals(points: list[Point], vtm: list[Point]) -> Iterator[str]:
@@ -140,7 +143,7 @@ def against_vtm(points: list[Point], vtm: list[Point]) -> Iterator[str]:
     heads = [f"{TAPS[tap]}, {number(at)}" for tap, at in GOALS]
     yield "| bits over VTM's with a row per token, at NMSE | " + " | ".join(heads) + " |"
     yield "|---|" + "---|" * len(heads)
-    rows = {"VTM, channels as tiles": None, **{_LABELS.get(s, s): s for s in ("vvenc", "x265", "klt")}}
+    rows = {"VTM, channels as tiles": None, **{_LABELS[s]: s for s in ("vvenc", "x265", "klt")}}
     for label, series in rows.items():
         cells = []
         for tap, at in GOALS:
@@ -151,21 +154,21 @@ def against_vtm(points: list[Point], vtm: list[Point]) -> Iterator[str]:
 
 
 def rates(points: list[Point], tap: str) -> Iterator[str]:
-    """Every point of a tap."""
+    """The points of a tap; the .json file has some more."""
     yield (
-        f"| {TAPS[tap]}: set | codec | n | qp | bpfp | worst | NMSE | worst | CLS cosine | worst | patch cosine "
+        "| set | codec | n | qp | bpfp | NMSE | worst | CLS cosine | worst | patch cosine "
         "| saliency IoU | worst | encode ms | decode ms |"
     )
-    yield "|---|" + "---|" * 14
+    yield "|---|---|" + "---:|" * 12
     for name in SETS:
-        for series in dict.fromkeys(p["series"] for p in points):
-            for p in sorted(select(points, series, tap, name), key=lambda p: (series != "klt") * -p["qp"] or p["qp"]):
-                cells = [number(p[key]) for key in ("bpfp", "worst_bpfp")]
+        for series in sorted({p["series"] for p in points}, key=list(_LABELS).index):
+            for p in sorted(select(points, series, tap, name), key=lambda p: p["qp"]):
+                cells = [number(p["bpfp"])]
                 cells += [number(p[key], 4) for key in ("nmse", "worst_nmse", "cls_cosine", "worst_cls_cosine")]
                 cells += [number(p["patch_cosine"], 4), number(p["saliency_iou"]), number(p["worst_saliency_iou"])]
-                cells += [f"{p[key]:.1f}" for key in ("encode_ms", "decode_ms")]
-                qp = f"{p['qp']:g}" if series in {"klt", *_LABELS} else ""
-                yield f"| {name} | {_LABELS.get(series, series)} | {p['n']} | {qp} | " + " | ".join(cells) + " |"
+                cells += [f"{p['encode_ms']:.1f}", f"{p['decode_ms']:.1f}"]
+                qp = "" if series.endswith("zstd") else f"{p['qp']:g}"
+                yield f"| {name} | {_LABELS[series]} | {p['n']} | {qp} | " + " | ".join(cells) + " |"
 
 
 def select(points: list[Point], series: str, tap: str, name: str) -> list[Point]:

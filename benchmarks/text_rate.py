@@ -30,6 +30,7 @@ from rich.progress import track
 from benchmarks import rate_plots, scalar_anchors
 from benchmarks.coded_features import Coder, Features, figures, fp16_coder, mean_token_cosine, trip_coder
 from benchmarks.minilm import CUTS, MiniLm
+from benchmarks.page_tables import write_tables
 from benchmarks.rate_tables import number, percent
 from mpcompress.codec import CodingParams
 from mpcompress.metrics import nmse
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200, help="passages of each set")
     parser.add_argument("--codec", nargs="*", default=[], metavar="CUT=ID", help="codecs instead of the shipped ones")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--docs", type=Path, help="folder for the plot")
+    parser.add_argument("--docs", type=Path, help="folder of rate.md: its tables and its plot are written anew")
     parser.add_argument("--model", type=Path, help="folder of the model; default: the installed package")
     parser.add_argument("--report", action="store_true", help="measure nothing")
     args = parser.parse_args()
@@ -96,9 +97,13 @@ def main() -> None:
             for split in SETS:
                 points += measure(args.features, model, partners, cut, split, args.n, codecs[cut])
                 write(args.json, points)
-    print(report(points))
+    for name, lines in {"text goals": goals(points), "text rates": rates(points)}.items():
+        table = "\n".join(lines)
+        print(f"{table}\n")
+        if args.docs:
+            write_tables(args.docs / "rate.md", name, table)
     if args.docs:
-        print(rate_plots.draw_text(points, args.docs))
+        rate_plots.draw_text(points, args.docs / "rate_text.png")
 
 
 def measure(
@@ -164,11 +169,6 @@ def bits_at(curve: list[Point], cosine: float) -> float:
     at = math.log(1 - cosine)
     k = int(np.clip(np.searchsorted(x, at), 1, len(x) - 1))
     return math.exp(y[k - 1] + (y[k] - y[k - 1]) * (at - x[k - 1]) / (x[k] - x[k - 1]))
-
-
-def report(points: list[Point]) -> str:
-    """Both tables, in Markdown."""
-    return "\n".join([*goals(points), "", *rates(points)])
 
 
 def goals(points: list[Point]) -> Iterator[str]:
