@@ -25,6 +25,8 @@ _log = structlog.get_logger("mpcompress_server.remotes")
 
 _REFRESH_S = 5.0
 _CALL_S = 5.0
+_LOOK_S = 0.25
+_LOOK_OFTEN_S = 0.05
 # A server that has just started knows what its workers have, when they answer at all.
 _PATIENCE_AT_START_S = 3.0
 _ROUND_ROBIN = '{"loadBalancingConfig": [{"round_robin": {}}]}'
@@ -98,6 +100,7 @@ class RemoteServer:
 
     async def connected(self, patience_s: float) -> None:
         """Waits until an address answers. Raises WorkerUnreachableError when none does in time."""
+        self._look()
         try:
             async with asyncio.timeout(patience_s):
                 await self._connected.wait()
@@ -118,18 +121,22 @@ class RemoteServer:
         await self._channel.close(None)
 
     async def _follow(self) -> None:
-        """Keeps `_connected` as the channel is. Alone in watching it: gRPC cannot forget one who waits for a change."""
+        """Looks at the channel's state now and then: gRPC cannot be made to forget one who waits for it to change."""
         while True:
-            state = self._channel.get_state(try_to_connect=True)
-            if (state is grpc.ChannelConnectivity.READY) != self._connected.is_set():
-                if self._connected.is_set():
-                    self._connected.clear()
-                    _log.warning("no worker can be reached", target=self.options.target)
-                else:
-                    self._connected.set()
-                self._ask_now.set()
-                self._on_change()
-            await self._channel.wait_for_state_change(state)
+            self._look()
+            await asyncio.sleep(_LOOK_S if self._connected.is_set() else _LOOK_OFTEN_S)
+
+    def _look(self) -> None:
+        connected = self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+        if connected == self._connected.is_set():
+            return
+        if connected:
+            self._connected.set()
+        else:
+            self._connected.clear()
+            _log.warning("no worker can be reached", target=self.options.target)
+        self._ask_now.set()
+        self._on_change()
 
     async def _watch(self) -> None:
         while True:
@@ -140,6 +147,7 @@ class RemoteServer:
                 what = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
                 _log.info("a worker does not say what it has", target=self.options.target, error=what)
             else:
+                self._look()  # whoever answers is connected
                 self._learn(answer)
             self.asked.set()
             with contextlib.suppress(TimeoutError):
