@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 FINDINGS = Path("fuzz-findings")
+HANG_S = 20
 
 
 def run_target(name: str, arguments: list[str]) -> None:
@@ -25,6 +26,10 @@ def run_target(name: str, arguments: list[str]) -> None:
 
     with atheris.instrument_imports(include=["mpcompress", "mpcompress_proto"]):
         from fuzz_targets import TARGETS
+        from seeds import seeds
+    # Loads codecs and compiles kernels, which would be a hang in the eyes of libFuzzer.
+    for seed in seeds()[name]:
+        TARGETS[name](seed)
     atheris.Setup([sys.argv[0], *arguments], TARGETS[name])
     atheris.Fuzz()
 
@@ -47,7 +52,12 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             for index, seed in enumerate(corpus[name]):
                 (Path(folder) / str(index)).write_bytes(seed)
-            limits = [f"-max_total_time={options.seconds}", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"]
+            limits = [
+                f"-max_total_time={options.seconds}",
+                f"-timeout={HANG_S}",
+                "-rss_limit_mb=2048",
+                "-print_final_stats=1",
+            ]
             command = [
                 sys.executable,
                 __file__,

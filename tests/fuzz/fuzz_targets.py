@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -11,7 +12,7 @@ from mpcompress import registry
 from mpcompress.codec import FeatureCodec, TensorSpec, Unit
 from mpcompress.entropy import CdfTables, IndexedTables, decode
 from mpcompress.entropy.compressai_format import decode_with_indexes
-from mpcompress.errors import CorruptBitstreamError, MpcompressError
+from mpcompress.errors import CodecUnavailableError, CorruptBitstreamError, MpcompressError
 from mpcompress_proto.coded_unit import CodedUnit, check_header, check_payload, split_payload
 from mpcompress_proto.errors import CorruptUnitError, WireError
 from mpcompress_proto.pstate import get_pstate
@@ -21,12 +22,35 @@ from mpcompress_proto.v1 import compression_pb2 as pb
 CODEC = "klt-imgfocus-vits14-final"
 # Larger units are legal, but say nothing that smaller ones do not.
 MAX_ELEMENTS = 1 << 20
+SMALL_ELEMENTS = 1 << 12
+_VIT = {"h_dim": 64, "y_dim": 16, "z_dim": 8, "groups": 8, "num_prefix_tokens": 1}
+_CLIP = {"model_type": "dinov2", "trun_low": -5.0, "trun_high": 5.0}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "x265": {**_CLIP, "task": "dinov2 cls", "bit_depth": 10},
+    "vit_union": _VIT,
+    "vit_union_exact": _VIT,
+    "feature_hyperprior": {**_CLIP, "N": 8, "M": 12},
+}
+# FFmpeg's decoder is not ours; tests/mpcompress/picture tries hostile streams on it.
+CHECKED_ONLY = ("x265",)
 
 
 @cache
 def codec() -> FeatureCodec:
     """The codec under test."""
     return registry.load(registry.preset(CODEC))
+
+
+@cache
+def others() -> list[FeatureCodec]:
+    """A codec for each further kind of pstate; those whose packages are not installed are left out."""
+    found = []
+    for family, options in FAMILIES.items():
+        try:
+            found.append(registry.load(registry.CodecSpec(id=family, family=family, options=options)))
+        except (CodecUnavailableError, ImportError):
+            continue
+    return found
 
 
 @cache
@@ -53,6 +77,28 @@ def mpc_file(data: bytes) -> None:
 
 def klt_unit(data: bytes) -> None:
     """A unit header from the wire and its payload, through the codec's checks and its decoder."""
+    kind, unit = parse_unit(data)
+    if unit is not None and kind == "klt" and unit.specs[0].elements <= MAX_ELEMENTS:
+        decode_unit(unit)
+
+
+def pstate(data: bytes) -> None:
+    """The same for the other kinds of pstate: checks of every codec that has the kind; small units are decoded too."""
+    kind, unit = parse_unit(data)
+    for other in others() if unit is not None else ():
+        if other.pstate_kind != kind:
+            continue
+        try:
+            specs = other.check_unit(unit)
+            if other.family not in CHECKED_ONLY and max(spec.elements for spec in specs) <= SMALL_ELEMENTS:
+                (decoded,) = other.decompress([unit])
+                assert {spec.name: spec.shape for spec in specs} == {name: a.shape for name, a in decoded.items()}
+        except MpcompressError:
+            continue
+
+
+def parse_unit(data: bytes) -> tuple[str, Unit | None]:
+    """Kind of pstate and unit, when a server would hand it to a codec: two bytes of length, header, payload."""
     size = int.from_bytes(data[:2], "little")
     header = pb.CodedUnitHeader()
     try:
@@ -60,15 +106,14 @@ def klt_unit(data: bytes) -> None:
         payload = data[2 + size :]
         check_header(header)
         check_payload(header, payload)
-        kind, pstate = get_pstate(header)
+        kind, state = get_pstate(header)
         specs = tuple(
             TensorSpec(name=spec.name or "h", dtype=dtype_of(spec.dtype).name, shape=tuple(spec.shape))
             for spec in header.tensors
         )
     except (DecodeError, WireError):
-        return
-    if kind == "klt" and specs[0].elements <= MAX_ELEMENTS:
-        decode_unit(Unit(strings=split_payload(header, payload), pstate=pstate, specs=specs))
+        return "", None
+    return kind, Unit(strings=split_payload(header, payload), pstate=state, specs=specs)
 
 
 def klt_payload(data: bytes) -> None:
@@ -106,4 +151,4 @@ def compressai_stream(data: bytes) -> None:
         return
 
 
-TARGETS = {target.__name__: target for target in (mpc_file, klt_unit, klt_payload, rans, compressai_stream)}
+TARGETS = {target.__name__: target for target in (mpc_file, klt_unit, klt_payload, pstate, rans, compressai_stream)}
