@@ -67,6 +67,13 @@ def test_settings_in_a_page_are_valid(page):
         Settings.model_validate(tomllib.loads(block))
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_outside_the_site_lead_to_files(name):
+    """Those between the pages are checked by the strict build."""
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8")):
+        assert (ROOT / link).exists(), link
+
+
 def test_every_command_and_option_of_the_client_is_in_the_generated_page(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     pytest.importorskip("mkdocs")
