@@ -28,10 +28,12 @@ Prepare = Callable[[Any, int], Item[Any, Any, Any]]
 class AsyncCompressionClient(AsyncConnection):
     """Compresses and decompresses through a server, in an event loop.
 
+    ```python
     async with AsyncCompressionClient("127.0.0.1:50051") as client:
         unit = await client.compress(features, codec="klt-imgfocus-vits14-final", qp=24)
         async for unit in client.compress_many(frames(), codec="klt-imgfocus-vits14-final"):
             ...
+    ```
 
     Arguments, results and errors are those of `CompressionClient`.
     """
