@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The worker for picture codecs: the same server, with only vtm-*, vvenc-* and x265-* loaded and no torch. Mount a built
+# The worker for picture codecs: the same program as `serve --role vtm-worker`, without torch. Mount a built
 # VTM (its bin/ and cfg/) at /opt/vtm, read-only, for the vtm-* codecs; without it they decode but do not encode.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
