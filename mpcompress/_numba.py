@@ -46,6 +46,8 @@ KERNEL_MODULES = (
     "mpcompress.entropy.rans",
     "mpcompress.entropy.compressai_format",
     "mpcompress.exact.kernels",
+    "mpcompress.transforms.klt_haar",
+    "mpcompress.transforms.klt_kernels",
 )
 """Every module with kernels of its own; `warm_up` imports them all."""
 

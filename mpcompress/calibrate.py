@@ -1,6 +1,6 @@
 """Makes a codec for the user's own features: `calibrate(files, ...)` gives a codec file, a report and a model card.
 
-tensors ──► nine tenths: moments ──► KLT ──► scales ──► tables ──► codec file
+tensors ──► nine tenths: transform ──► scales ──► contexts ──► tables ──► codec file
         └─► one tenth: coded with it, for the report
 """
 
@@ -9,46 +9,35 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.codec import CodingParams, QpRange, TensorSpec, Unit
+from mpcompress.codec import CodingParams, TensorSpec, Unit
 from mpcompress.errors import InvalidInputError
 from mpcompress.feature_files import FeatureTensor, open_features
 from mpcompress.registry import CODEC_ID
 from mpcompress.transforms.klt_codec import KltCodec
-from mpcompress.transforms.klt_fit import fit_moments, fit_scales, fit_smaller_tiles, log_scale
-from mpcompress.transforms.klt_fit_tables import (
-    ROUNDING,
-    ROW_CUTOFF,
-    ROW_SHIFT,
-    fit_base_step,
-    fit_centroids,
-    fit_tables,
-    row_statistics,
-)
-from mpcompress.transforms.klt_model import MAX_CHANNELS, MAX_PREFIX_TOKENS, KltModel
+from mpcompress.transforms.klt_fit import QP, fit_model
+from mpcompress.transforms.klt_fit_data import FitData
+from mpcompress.transforms.klt_model import MAX_CHANNELS, MAX_PREFIX_TOKENS
+from mpcompress.transforms.klt_model_file import write_model
 from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES, CalibrationReport, CalibrationResult, RatePoint
-from mpcompress.transforms.tiling import natural_tile
 
 __all__ = ["CalibrationReport", "CalibrationResult", "RatePoint", "calibrate"]
 
 MIN_TENSORS = 16
 RECOMMENDED_TENSORS = 256
 
-QP = QpRange(minimum=0, maximum=384, default=192)
 _PREFIX_QP_OFFSET = -96
-_REPORTED_QPS = (96, 144, 192, 240, 288)
+_MEASURED_QPS = (0, 48, 96, 144, 192, 240, 288, 336, 384)
+_REPORTED_QPS = _MEASURED_QPS[2:7]
 _MAX_HELD_OUT = 64
-# Per cent more bits at equal error than from 800 tensors; final features of a ViT-S, 257 x 384.
-_MORE_BITS = ((16, 26), (32, 17), (64, 10), (128, 7), (256, 3))
-
-_FOLDS = 4
-_FOLDED_CHANNELS = 2048  # each fold holds a C x C matrix
+# Per cent more bits at equal error than from 1000 tensors; final features of a ViT-S, 257 x 384.
+_MORE_BITS = ((16, 75), (32, 45), (64, 25), (128, 15), (256, 8))
 
 Progress = Callable[[int, int, str], None]
 
@@ -67,7 +56,8 @@ def calibrate(
 ) -> CalibrationResult:
     """Fits a codec of family `klt` to feature tensors (L, C), L = prefix tokens + H * W.
 
-    Memory is bounded by the largest tensor, a few C x C matrices and 256 MB of samples, however many tensors there are.
+    Memory is bounded, however many tensors there are: 256 MB of them, the largest one a few times, and a C x C matrix
+    per kind of row (up to 1024 channels; above, groups of at most 512 channels are fitted apart).
 
     Args:
         sources: files, folders and arrays; see `open_features`.
@@ -99,8 +89,14 @@ def calibrate(
             _check(fitted + tested, prefix, token_res)
             if not tested:
                 raise InvalidInputError("no held-out tensors", field="held_out")
-        model = _fit(fitted, codec_id, description, prefix, token_res, prefix_qp_offset_eighths, progress)
-        points, distances = _measure(KltCodec(model), tested, prefix, progress)
+        model = fit_model(
+            FitData(fitted, prefix, token_res),
+            codec_id=codec_id,
+            description=description,
+            prefix_qp_offset_eighths=prefix_qp_offset_eighths if prefix else 0,
+            progress=progress,
+        )
+        measured = _measure(KltCodec(model), tested, prefix, progress)
     report = CalibrationReport(
         codec_id=codec_id,
         tensors=len(fitted),
@@ -108,19 +104,20 @@ def calibrate(
         channels=model.channels,
         token_res=token_res,
         prefix_tokens=prefix,
-        points=points,
+        points=measured.points(_REPORTED_QPS),
         warnings=tuple(_warnings(fitted, len(fitted), prefix, token_res)),
     )
     notes = dict(notes or {})
-    typical = max(float(np.median(distances)), 0.1)
+    typical = max(float(np.median(measured.distances)), 0.05)
     model = replace(
         model,
         domain_typical=typical,
-        domain_bound=max(2.0, 1.5 * max(distances) / typical),
+        domain_bound=max(2.0, 1.5 * max(measured.distances) / typical),
+        points=measured.curve(),
         card={**json.loads(json.dumps(asdict(report))), "notes": notes},
     )
     return CalibrationResult(
-        file=model.to_bytes(), report=report, description=description, fingerprint=model.fingerprint(), notes=notes
+        file=write_model(model), report=report, description=description, fingerprint=model.fingerprint(), notes=notes
     )
 
 
@@ -147,10 +144,6 @@ def _check(tensors: Sequence[FeatureTensor], prefix: int, token_res: tuple[int, 
             raise InvalidInputError(said, field="sources")
 
 
-def _grid(tensor: FeatureTensor, prefix: int, token_res: tuple[int, int] | None) -> tuple[int, int]:
-    return token_res or (1, tensor.shape[0] - prefix)
-
-
 def _stream(tensors: Sequence[FeatureTensor], stage: str, progress: Progress | None) -> Iterator[NDArray[np.float32]]:
     for number, tensor in enumerate(tensors):
         if progress is not None:
@@ -160,84 +153,53 @@ def _stream(tensors: Sequence[FeatureTensor], stage: str, progress: Progress | N
         progress(len(tensors), len(tensors), stage)
 
 
-def _fit(
-    tensors: Sequence[FeatureTensor],
-    codec_id: str,
-    description: str,
-    prefix: int,
-    token_res: tuple[int, int] | None,
-    prefix_offset: int,
-    progress: Progress | None,
-) -> KltModel:
-    folds = _FOLDS if tensors[0].shape[1] <= _FOLDED_CHANNELS else 1
-    moments = fit_moments(_stream(tensors, "moments", progress), prefix, folds)
-    grids = [_grid(tensor, prefix, token_res) for tensor in tensors]
-    median = sorted(grids)[len(grids) // 2]
-    tile = natural_tile(*median)
-    scales = fit_scales(
-        zip(_stream(tensors, "scales", progress), grids, strict=True),
-        len(tensors),
-        moments,
-        tile,
-    )
-    scale_tile = log_scale(scales.tile / scales.tiles)
-    scale_dc, scale_shift = fit_smaller_tiles(scale_tile, scales.sample, progress)
-    base = fit_base_step(scales, float(moments.energy.mean() + moments.mean.var()))
-    steps = [base + qp for qp in range(QP.minimum, QP.maximum + 1, 48)]
-    statistics = row_statistics(scales, steps, prefix_offset, progress)
-    return KltModel(
-        id=codec_id,
-        description=description,
-        token_res=token_res,
-        tile=tile,
-        base_log2=base,
-        row_cutoff=ROW_CUTOFF,
-        row_shift=ROW_SHIFT,
-        prefix_qp_offset_eighths=prefix_offset if prefix else 0,
-        qp=QP,
-        rounding=ROUNDING,
-        domain_typical=1.0,
-        domain_bound=1e9,
-        mean=moments.mean.astype(np.float32),
-        prefix_mean=moments.prefix_mean.astype(np.float32),
-        basis=moments.basis.astype(np.float16),
-        energy=moments.energy.astype(np.float32),
-        scale_tile=scale_tile,
-        scale_dc=scale_dc,
-        scale_shift=scale_shift,
-        scale_prefix=log_scale(scales.prefix / scales.tensors),
-        centroid=fit_centroids(statistics),
-        tables=fit_tables(statistics.counts),
-    )
+@dataclass(frozen=True)
+class _Measured:
+    """Rates and errors (qps, held-out tensors), and each tensor's distance from the calibration set."""
+
+    rates: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    distances: list[float]
+
+    def points(self, qps: Sequence[int]) -> tuple[RatePoint, ...]:
+        """What the report tells."""
+        found = []
+        for qp in qps:
+            rates, errors = self.rates[_MEASURED_QPS.index(qp)], self.errors[_MEASURED_QPS.index(qp)]
+            found.append(
+                RatePoint(
+                    qp_eighths=qp,
+                    bpfp=float(rates.mean()),
+                    nmse=float(errors.mean()),
+                    worst_nmse=float(errors.max()),
+                    worst_bpfp=float(rates.max()),
+                    bpfp_deviation=float(rates.std()),
+                    nmse_deviation=float(errors.std()),
+                )
+            )
+        return tuple(found)
+
+    def curve(self) -> NDArray[np.float32]:
+        """(n, 3): where a search for a target begins."""
+        means = [self.rates.mean(axis=1), self.errors.mean(axis=1)]
+        return np.asarray(np.stack([np.array(_MEASURED_QPS, np.float64), *means], axis=1), np.float32)
 
 
-def _measure(
-    codec: KltCodec, tensors: Sequence[FeatureTensor], prefix: int, progress: Progress | None
-) -> tuple[tuple[RatePoint, ...], list[float]]:
-    """Codes the held-out tensors at several qps: the points, and each tensor's distance from the calibration set."""
-    rates, errors = np.zeros((2, len(_REPORTED_QPS), len(tensors)))
+def _measure(codec: KltCodec, tensors: Sequence[FeatureTensor], prefix: int, progress: Progress | None) -> _Measured:
+    """Codes the held-out tensors at several qps."""
+    rates, errors = np.zeros((2, len(_MEASURED_QPS), len(tensors)))
     distances = []
     for column, x in enumerate(_stream(tensors, "held out", progress)):
         spec = TensorSpec(name="h", dtype="float32", shape=x.shape)
-        for row, qp in enumerate(_REPORTED_QPS):
+        for row, qp in enumerate(_MEASURED_QPS):
             params = codec.resolve([spec], CodingParams(qp_eighths=qp, prefix_tokens=prefix))
             (coded,) = codec.compress([{"h": x}], params)
             (out,) = codec.decompress([Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))])
             rates[row, column] = 8 * (len(coded.strings[0]) + UNIT_OVERHEAD_BYTES) / x.size
             errors[row, column] = np.square(out["h_hat"] - x, dtype=np.float64).mean() / max(float(x.var()), 1e-30)
-            if qp == codec.model.qp.default and coded.report.domain_distance is not None:
-                distances.append(coded.report.domain_distance)
-    points = [
-        RatePoint(
-            qp_eighths=qp,
-            bpfp=float(rates[row].mean()),
-            nmse=float(errors[row].mean()),
-            worst_nmse=float(errors[row].max()),
-            worst_bpfp=float(rates[row].max()),
-        )
-        for row, qp in enumerate(_REPORTED_QPS)
-    ]
-    return tuple(points), distances
+            if qp == QP.default:
+                distances.append(coded.report.domain_distance or 0.0)
+    return _Measured(rates, errors, distances)
 
 
 def _warnings(

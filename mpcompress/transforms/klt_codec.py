@@ -1,11 +1,12 @@
-"""Family `klt`: a calibrated separable transform codec for token features (L, C), such as those of a ViT.
+"""Family `klt`: a calibrated transform codec for token features (L, C), such as those of a ViT, and for feature maps.
 
-    compress     means, KLT over channels, DCT over the token grid ──► dead-zone quantiser ──► rANS, static tables
-    decompress   rANS ──► centroids ──► inverse DCT, inverse KLT, means
+    compress     means ──► pyramid over the tokens ──► KLT over the channels ──► quantiser ──► rANS, modelled scales
+    decompress   rANS ──► decoded values ──► inverse KLT ──► inverse pyramid ──► means
 
 One stream per tensor; B samples of a (B, L, C) tensor share it. Which coefficients are coded, and with which table,
-follows from the codec's integer scales and the unit's state alone, so a stream decodes to the same symbols everywhere.
-KLT and DCT for features: Goyal 2001, "Theoretical foundations of transform coding"; rANS: Duda 2013, arXiv 1311.2540.
+follows from integers: the codec's tables, the unit's state and the symbols before. So a stream decodes to the same
+symbols everywhere. docs/format.md has the bitstream. KLT for features: Goyal 2001, "Theoretical foundations of
+transform coding"; rANS: Duda 2013, arXiv 1311.2540; pyramid and contexts: see `klt_pyramid` and `klt_context`.
 """
 
 from __future__ import annotations
@@ -29,21 +30,22 @@ from mpcompress.codec import (
     TensorSpec,
     Unit,
 )
-from mpcompress.entropy.rans import decode, encode
-from mpcompress.errors import CodecFileError, CorruptBitstreamError, NonFiniteError, OutOfRangeError
+from mpcompress.errors import CodecFileError, CorruptBitstreamError, NonFiniteError
 from mpcompress.registry import CodecSpec
-from mpcompress.transforms.klt_model import BITSTREAM_VERSION, FAMILY, MAX_GAIN, UNITS_PER_OCTAVE, KltModel
-from mpcompress.transforms.klt_state import DTYPES, KltState, read_state, resolve_params, write_state
-from mpcompress.transforms.klt_symbols import Steps, SymbolPlan, SymbolPlanner, step_size
-from mpcompress.transforms.klt_transform import MAX_SYMBOL, KltTransform
-from mpcompress.transforms.tiling import FloatArray, Layout
+from mpcompress.transforms.klt_decoder import Decoded, StreamReader, Synthesis
+from mpcompress.transforms.klt_encoder import Encoder
+from mpcompress.transforms.klt_engine import Engine
+from mpcompress.transforms.klt_model import BITSTREAM_VERSION, FAMILY, KltModel
+from mpcompress.transforms.klt_model_file import read_model, write_model
+from mpcompress.transforms.klt_search import Item, search
+from mpcompress.transforms.klt_state import DTYPES, Shape, read_state, resolve_params, write_state
+from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
 
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name) for name in DTYPES}
 _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 _MAX_SYMBOL_BYTES = 10  # escape, side, 32 bits of prefix and 31 of suffix
-_DISTANCE_COMPONENTS = 64
-_DISTANCE_TOKENS = 64  # energies of fewer tokens say little
-_DROPPED_LIMIT = 0.15  # mean square of the coefficients left out, in squared steps, above which the gain is raised
+
+FloatArray = NDArray[np.float32]
 
 
 class KltCodec(FeatureCodec):
@@ -57,7 +59,7 @@ class KltCodec(FeatureCodec):
     family = FAMILY
     bitstream_version = BITSTREAM_VERSION
     arithmetic = "exact"
-    parameters = ("prefix_qp_offset_eighths",)
+    parameters = ("effort", "prefix_qp_offset_eighths")
     staged = True
 
     def __init__(self, model: KltModel, file: bytes | None = None) -> None:
@@ -65,24 +67,28 @@ class KltCodec(FeatureCodec):
         self.id = model.id
         self.description = model.description
         self.fingerprint = model.fingerprint()
-        dtypes, layout = DTYPES, "(L, C) or (B, L, C)"
-        self.inputs = (TensorPort(name="h", ranks=(2, 3), dtypes=dtypes, channels=model.channels, layout=layout),)
+        layout = "(L, C), (B, L, C), (C, H, W) or (B, C, H, W)"
+        self.inputs = (TensorPort(name="h", ranks=(2, 3, 4), dtypes=DTYPES, channels=model.channels, layout=layout),)
         self.outputs = (replace(self.inputs[0], name="h_hat"),)
         self.qp = model.qp
         self.token_res = model.token_res
         self.prefix_tokens = model.prefix_tokens
         self._file = file
-        self._planner = SymbolPlanner(model)
-        self._transform = KltTransform(model)
-        # Both directions may be at work at once, in two threads, and a transform has buffers of its own.
-        self._synthesis = KltTransform(model)
+        engine = Engine(model)
+        # Both directions, and both stages of each, may be at work at once: each has buffers of its own.
+        self._encoder = Encoder(engine)
+        self._encoder_statistics = StatisticsCache(model)
+        self._reader = StreamReader(engine)
+        self._reader_statistics = StatisticsCache(model)
+        self._synthesis = Synthesis(engine)
+        self._engine = engine
 
     def resolve(self, specs: Sequence[TensorSpec], params: CodingParams) -> CodingParams:
-        """See `FeatureCodec.resolve`. Family parameter: prefix_qp_offset_eighths, -384 to 384."""
+        """See `FeatureCodec.resolve`. Family parameters: effort, 0 to 2; prefix_qp_offset_eighths, -384 to 384."""
         return resolve_params(self.model, specs, params)
 
     def compress(self, batch: Sequence[Mapping[str, Array]], params: CodingParams) -> list[Coded]:
-        """See `FeatureCodec.compress`. Items are (L, C) or (B, L, C), resolved to `params`."""
+        """See `FeatureCodec.compress`. Items are resolved to `params`."""
         return [self._analysed(item["h"], params)() for item in batch]
 
     def batch_key(self, specs: Sequence[TensorSpec], params: CodingParams | None) -> Hashable:
@@ -107,12 +113,10 @@ class KltCodec(FeatureCodec):
 
     def check_unit(self, unit: Unit) -> tuple[TensorSpec, ...]:
         """See `FeatureCodec.check_unit`."""
-        state, spec = read_state(self.model, unit)
-        layout, steps, samples = self._coding(state, spec)
-        size, least = len(unit.strings[0]), self._planner.least_bytes(layout, steps, samples)
-        most = 16 + _MAX_SYMBOL_BYTES * spec.elements
-        if not least <= size <= most:
-            said = f"a payload of {size} bytes for {spec.elements} elements, not {least} to {most}"
+        _, spec, _ = read_state(self.model, unit)
+        size, most = len(unit.strings[0]), 16 + _MAX_SYMBOL_BYTES * spec.elements
+        if size > most or size % 2:
+            said = f"a payload of {size} bytes for {spec.elements} elements"
             raise CorruptBitstreamError(said, field="payload")
         return (replace(spec, name="h_hat"),)
 
@@ -121,8 +125,8 @@ class KltCodec(FeatureCodec):
         return [self._decoded(unit)() for unit in batch]
 
     def warm_up(self) -> None:
-        """Compiles the entropy coder and makes the plan of the codec's own grid."""
-        height, width = self.token_res or (1, self.model.tile[1])
+        """Codes zeros on the codec's own grid, at the default qp: plans, statistics and buffers are then there."""
+        height, width = self.token_res or (1, 64)
         h = np.zeros((self.prefix_tokens + height * width, self.model.channels), np.float32)
         spec = TensorSpec(name="h", dtype="float32", shape=h.shape)
         params = CodingParams(token_res=(height, width), prefix_tokens=self.prefix_tokens)
@@ -131,111 +135,75 @@ class KltCodec(FeatureCodec):
 
     def codec_file(self) -> bytes:
         """The safetensors file."""
-        return self.model.to_bytes() if self._file is None else self._file
+        return write_model(self.model) if self._file is None else self._file
 
     def _analysed(self, h: Array, params: CodingParams) -> Callable[[], Coded]:
         """Symbols of an item; the result codes them."""
-        x = _samples(h)
-        state = KltState.of(params)
-        layout = Layout(state.prefix, state.height, state.width, self.model.tile)
-        coefficients, plan, state, distance = self._analyse(x, layout, state)
-        symbols = []
-        for sample in coefficients:
-            quantised = self._transform.quantise(sample, plan)
-            if quantised is None:
-                raise _too_large(h)
-            symbols.append(quantised)
+        x = _finite(h)
+        spec = TensorSpec(name="h", dtype="float32", shape=x.shape)
+        shape = Shape.of(spec, self.model.channels)
+        assert not isinstance(shape, str)
+        item = Item(
+            model=self.model,
+            x=np.ascontiguousarray(shape.to_tokens(x)),
+            params=params,
+            encoder=self._encoder,
+            engine=self._engine,
+            statistics=self._encoder_statistics,
+        )
+        found = search(item)
         warnings: tuple[str, ...] = ()
-        patches = x.shape[0] * layout.height * layout.width
-        if distance > self.model.domain_bound and patches >= _DISTANCE_TOKENS:
+        distance = found.distance
+        if distance is not None and distance > self.model.domain_bound:
             warnings = (
                 f"features are unlike those that {self.id} was calibrated on ({distance:.1f} times as far from "
                 f"them as is typical): expect more bits or a larger error; calibrate a codec for them",
             )
-        report = Report(qp_eighths=state.qp_eighths, domain_distance=distance, warnings=warnings)
-        pstate = write_state(self.model, state)
+        report = Report(
+            qp_eighths=found.state.qp_eighths,
+            nmse=found.nmse,
+            target_reached=found.target_reached,
+            domain_distance=distance,
+            warnings=warnings,
+        )
+        pstate = write_state(self.model, found.state, shape)
 
         def code() -> Coded:
-            stream = encode(np.concatenate(symbols), np.tile(plan.rows, len(symbols)), self.model.tables)
-            return Coded(strings=[stream], pstate=pstate, report=report)
+            return Coded(strings=[found.stream or found.encode(self.model)], pstate=pstate, report=report)
 
         return code
 
-    def _analyse(
-        self, x: FloatArray, layout: Layout, state: KltState
-    ) -> tuple[list[FloatArray], SymbolPlan, KltState, float]:
-        """Coefficients of every sample, with the smallest gain at which what is left out does not matter."""
-        centred = [self._transform.centre(sample, layout) for sample in x]
-        with np.errstate(over="ignore"):
-            total = sum(float(np.vdot(sample, sample)) for sample in centred)
-        if not math.isfinite(total):
-            raise _too_large(x if x.shape[0] > 1 else x[0])
-        analysed: list[FloatArray] = []
-        while True:
-            steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
-            plan = self._planner.plan(layout, steps)
-            depth = max(plan.depth, min(self.model.components, _DISTANCE_COMPONENTS))
-            if not analysed or analysed[0].shape[1] != depth:
-                analysed = [self._transform.analyse(sample, layout, depth) for sample in centred]
-            coefficients = [sample[:, : plan.depth] for sample in analysed]
-            coded = sum(float(np.square(sample.ravel()[plan.index]).sum()) for sample in coefficients)
-            left_out = x.shape[0] * (layout.positions * self.model.components - plan.rows.size)
-            limit = _DROPPED_LIMIT * left_out * step_size(steps.patch) ** 2
-            # The basis is orthonormal up to rounding, which shows in the difference of two large energies.
-            if total - coded <= limit + 1e-4 * total or state.gain_eighths + UNITS_PER_OCTAVE > MAX_GAIN:
-                patches = total - sum(
-                    float(np.vdot(sample[: layout.prefix], sample[: layout.prefix])) for sample in centred
-                )
-                return coefficients, plan, state, self._distance(analysed, layout, patches)
-            state = replace(state, gain_eighths=state.gain_eighths + UNITS_PER_OCTAVE)
-
-    def _distance(self, coefficients: list[FloatArray], layout: Layout, total: float) -> float:
-        """How far the patches' energies are from the expected ones, up or down: 1 is typical.
-
-        Half of it is the first components, one by one; half is all the others together, of which `total` is known.
-        """
-        energy, count = self.model.energy, len(coefficients) * (layout.positions - layout.prefix)
-        first = min(self.model.components, _DISTANCE_COMPONENTS)
-        spent = np.zeros(first, np.float64)
-        for sample in coefficients:
-            patches = sample[layout.prefix :, :first]
-            spent += np.einsum("lk,lk->k", patches, patches)
-        distance = float(_either_way(spent / count / energy[:first]).mean())
-        if first < self.model.components:
-            rest = (total - spent.sum()) / count / energy[first:].sum(dtype=np.float64)
-            distance = (distance + float(_either_way(rest))) / 2
-        return distance / self.model.domain_typical
-
-    def _coding(self, state: KltState, spec: TensorSpec) -> tuple[Layout, Steps, int]:
-        """Layout of a sample, steps, and the number of samples."""
-        layout = Layout(state.prefix, state.height, state.width, self.model.tile)
+    def read_symbols(self, unit: Unit) -> list[Decoded]:
+        """The symbols of each sample of a unit, for those who look into streams."""
+        state, _, shape = read_state(self.model, unit)
         steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
-        return layout, steps, spec.shape[0] if len(spec.shape) == 3 else 1
+        plans = [self._engine.plan(state.prefix, state.height, state.width, 0)] * shape.samples
+        if state.far:
+            far = [state.far_of(sample).size for sample in range(shape.samples)]
+            plans = [self._engine.plan(state.prefix, state.height, state.width, count) for count in far]
+        return self._reader.read(unit.strings[0], plans, self._reader_statistics.at(steps))
 
     def _decoded(self, unit: Unit) -> Callable[[], dict[str, Array]]:
         """Symbols of a unit; the result turns them into features."""
-        state, spec = read_state(self.model, unit)
-        layout, steps, samples = self._coding(state, spec)
-        plan = self._planner.plan(layout, steps)
-        symbols = decode(unit.strings[0], np.tile(plan.rows, samples), self.model.tables)
-        if symbols.size and max(int(symbols.max()), -int(symbols.min())) > MAX_SYMBOL:
-            raise CorruptBitstreamError("a symbol is beyond +-2^30", field="payload")
+        decoded = self.read_symbols(unit)
+        state, spec, shape = read_state(self.model, unit)
+        steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
 
         def synthesise() -> dict[str, Array]:
             dtype, largest = _DTYPES[spec.dtype], _LARGEST[spec.dtype]
-            out = np.empty((samples, layout.positions, self.model.channels), dtype)
-            for sample, part in zip(out, symbols.reshape(samples, -1), strict=True):
-                x_hat = self._synthesis.synthesise(self._synthesis.dequantise(part, plan), layout)
+            out = np.empty((shape.samples, shape.tokens, shape.channels), dtype)
+            for number, sample in enumerate(decoded):
+                x_hat = self._synthesis.features(sample, steps, state.far_of(number))
                 if dtype.itemsize == 2:
                     np.clip(x_hat, -largest, largest, out=x_hat)
-                sample[...] = x_hat
-            return {"h_hat": out.reshape(spec.shape)}
+                out[number] = x_hat
+            return {"h_hat": shape.from_tokens(out, spec.shape)}
 
         return synthesise
 
 
-def _samples(h: Array) -> FloatArray:
-    """(L, C) or (B, L, C) of any of the dtypes to float32 (B, L, C); refuses NaN and infinity."""
+def _finite(h: Array) -> FloatArray:
+    """Any of the dtypes as float32; refuses NaN and infinity."""
     x = np.ascontiguousarray(h, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         total = float(x.sum())
@@ -243,26 +211,13 @@ def _samples(h: Array) -> FloatArray:
     if not math.isfinite(total) and not (finite := np.isfinite(x)).all():
         where = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
         raise NonFiniteError(f"h{list(where)} is {float(x[where])}", field="tensors[0]")
-    return x.reshape(-1, *x.shape[-2:])
-
-
-def _either_way(ratio: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """Ratios to 1, above it: twice and half count the same."""
-    bounded = np.clip(ratio, 1e-6, 1e30)
-    return np.maximum(bounded, 1 / bounded)
-
-
-def _too_large(h: Array) -> OutOfRangeError:
-    """Names the largest element."""
-    magnitude = np.abs(np.asarray(h, np.float32))
-    where = tuple(int(i) for i in np.unravel_index(int(np.argmax(magnitude)), magnitude.shape))
-    return OutOfRangeError(f"h{list(where)} is {float(h[where]):g}: too large for this qp", field="tensors[0]")
+    return x
 
 
 def load(spec: CodecSpec) -> KltCodec:
     """Loads a codec file. Raises CodecFileError for a damaged one, and for one made for another codec id."""
     data = spec.weights_path().read_bytes()
-    model = KltModel.from_bytes(data)
+    model = read_model(data)
     if model.id != spec.id:
         raise CodecFileError(f"the file of codec {spec.id} is that of codec {model.id}", field="id")
     return KltCodec(model, data)

@@ -1,233 +1,270 @@
-"""Fits a `KltModel` to feature tensors, streamed: floats and histograms live here, and only here.
+"""Fits a `KltModel` to feature tensors: floats and histograms live here, and only here.
 
-pass 1   moments ──► means, KLT
-pass 2   E|x| of every coefficient of the largest tile; a sample of tiles is kept
-then     from the sample: scales of the smaller tiles, base step, histograms ──► tables, centroids
+transform ──► base scales, coding at the middle step ──► context weights, from observed symbols at several steps
+          ──► tables and centroids, coding three times with what the last time gave
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcompress.codec import QpRange
 from mpcompress.errors import InvalidInputError
-from mpcompress.transforms.klt_model import UNITS_PER_OCTAVE
-from mpcompress.transforms.klt_symbols import interpolate
-from mpcompress.transforms.tiling import FloatArray, dct2, dct_matrix, split_side
+from mpcompress.transforms.klt_context import UNITS, new_memory
+from mpcompress.transforms.klt_domain import Domain
+from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder, Group, Sample, Symbols
+from mpcompress.transforms.klt_engine import Engine
+from mpcompress.transforms.klt_fit_data import FitData, FitTensor
+from mpcompress.transforms.klt_fit_tables import Histogram, fit_centroid, fit_evidence, fit_tables
+from mpcompress.transforms.klt_fit_transform import Transform, fit_transform
+from mpcompress.transforms.klt_fit_weights import OBSERVED, Weights, fit_weights, observe_rows
+from mpcompress.transforms.klt_model import BANDS, KltModel
+from mpcompress.transforms.klt_pyramid import kind_count
+from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
 
-Double = NDArray[np.float64]
+__all__ = ["QP", "fit_model"]
+
+QP = QpRange(minimum=0, maximum=384, default=192)
+
+_CUTOFF = -7 * UNITS // 2
+_RATE = 0.09
+_DEFAULT_STEP = 1.35  # step at the default qp over the features' deviation from their means
+_STEPS = (0.2, 0.5, 1.1, 2.4)  # steps that contexts and tables are fitted at, over the same
+_MIDDLE = 2
+_BASE_TENSORS = 750
+_CONTEXT_TENSORS = 250
+_CONTEXT_TOKENS = 250 * 257
+_OBSERVED_ONE_IN = 17
+_MOST_OBSERVED = 8_000_000
+_LOWEST = -40 * UNITS
+_FAR_HEADROOM = 3 * UNITS  # far tokens that calibration never saw: all their channels are worth a look
+_SCALE_OF_DEVIATION = 0.8  # E|x| of what is between a normal and a Laplace variable, over its deviation
+
 Progress = Callable[[int, int, str], None]
 
-_SAMPLE_BYTES = 256 << 20
-_SAMPLE_TILES = 192
-_SHIFT_TILES = 96
+
+def fit_model(
+    data: FitData, *, codec_id: str, description: str, prefix_qp_offset_eighths: int, progress: Progress | None = None
+) -> KltModel:
+    """Fits a codec. Raises InvalidInputError for tensors that hold nothing to fit."""
+    return _Fit(data, codec_id, description, prefix_qp_offset_eighths, progress).run()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """Means and the KLT. C channels, P prefix tokens.
+class _Fit:
+    def __init__(
+        self, data: FitData, codec_id: str, description: str, prefix_offset: int, progress: Progress | None
+    ) -> None:
+        self._data, self._progress = data, progress
+        self._id, self._description, self._prefix_offset = codec_id, description, prefix_offset
+        self._deviation = self._spread()
+        self._lsteps = [round(UNITS * float(np.log2(ratio * self._deviation))) for ratio in _STEPS]
 
-    Args:
-        mean: (C,) of the patch tokens.
-        prefix_mean: (P, C).
-        basis: (K, C), orthonormal rows by falling variance.
-        energy: (K,) variances, at least a thousandth of their mean.
-        others: for each fold, the basis of the tensors that are not in it; tensor n is in fold n % folds.
-    """
+    def _spread(self) -> float:
+        """Root mean square of the features about their mean token."""
+        data, total, squares, count = self._data, 0.0, 0.0, 0
+        for tensor in data.tensors(data.some(64)):
+            patches = tensor.x[data.prefix :].astype(np.float64)
+            total, squares, count = total + patches.sum(0), squares + np.square(patches).sum(0), count + len(patches)
+        variance = float((squares / count - np.square(total / count)).mean())
+        floor = 1e-12 * float(np.square(total / count).max())
+        if not variance > max(floor, 1e-24):
+            raise InvalidInputError("the features are constant: there is nothing to calibrate", field="sources")
+        return float(variance**0.5)
 
-    mean: Double
-    prefix_mean: Double
-    basis: Double
-    energy: Double
-    others: list[Double]
+    def run(self) -> KltModel:
+        middle = self._lsteps[_MIDDLE]
+        transform = fit_transform(self._data, 2.0 ** (middle / UNITS), self._progress)
+        model = self._draft(transform)
+        base, energy = self._scales(model, transform)
+        model = replace(model, base=base, energy=energy)
+        numbers = self._data.some(self._context_tensors())
+        model = self._with(model, self._weights(model, numbers))
+        for effort in (DEAD_ZONE, _RATE, _RATE):
+            histogram = self._histogram(model, numbers, effort)
+            model = replace(model, tables=fit_tables(histogram, _CUTOFF), centroid=fit_centroid(histogram))
+        return model
 
+    def _context_tensors(self) -> int:
+        """So many that their tokens are as many as those of 250 tensors of a ViT; at least 16."""
+        tokens = np.mean([np.prod(self._data.grid(number)) for number in range(len(self._data))])
+        return int(np.clip(_CONTEXT_TOKENS / tokens, 16, 4 * _CONTEXT_TENSORS))
 
-@dataclass(frozen=True, kw_only=True)
-class Scales:
-    """What pass 2 gathers.
+    def _tell(self, done: int, total: int, stage: str) -> None:
+        if self._progress is not None:
+            self._progress(done, total, stage)
 
-    Args:
-        tile: (h, w, K) sums of |x| of the largest tile's coefficients.
-        tiles: how many tiles were summed.
-        prefix: (P, K) sums of |x|.
-        tensors: how many tensors were summed.
-        sample: float32 (N, h, w, K): components of some tiles' tokens, before the DCT.
-        sample_prefix: float32 (N, P, K), of the tensors those tiles are from.
-    """
+    def _draft(self, transform: Transform) -> KltModel:
+        """The transform, with scales so large that everything is coded, and no contexts."""
+        data, kinds = self._data, kind_count(self._data.prefix, transform.depth)
+        base = np.full((kinds, data.channels), self._lsteps[_MIDDLE] + 3 * UNITS, np.int16)
+        base[1 : 1 + data.prefix] += self._prefix_offset
+        evidence, worth = fit_evidence(_CUTOFF)
+        none, weights = Histogram.empty(), Weights.none(kinds)
+        return KltModel(
+            id=self._id,
+            description=self._description,
+            token_res=data.token_res,
+            mean_grid=transform.mean_grid,
+            base_log2=round(UNITS * float(np.log2(_DEFAULT_STEP * self._deviation))) - QP.default,
+            cutoff=_CUTOFF,
+            prefix_qp_offset_eighths=self._prefix_offset,
+            qp=QP,
+            rate=_RATE,
+            domain_typical=1.0,
+            domain_bound=1e9,
+            mean=transform.mean,
+            far_mean=transform.far_mean,
+            slope=transform.slope,
+            feedback=transform.feedback,
+            slot=transform.slot,
+            basis=transform.basis,
+            basis_group=transform.basis_group,
+            predictor=transform.predictor,
+            predictor_scale=transform.predictor_scale,
+            base=base,
+            weight_kind=weights.kind,
+            weight_level=weights.level,
+            weight_component=weights.component,
+            evidence=evidence,
+            worth=worth,
+            centroid=fit_centroid(none),
+            energy=np.zeros((kinds, BANDS), np.float32),
+            points=np.zeros((0, 3), np.float32),
+            tables=fit_tables(none, _CUTOFF),
+        )
 
-    tile: Double
-    tiles: int
-    prefix: Double
-    tensors: int
-    sample: FloatArray
-    sample_prefix: FloatArray
+    def _scales(self, model: KltModel, transform: Transform) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+        """E|x| in the closed loop at the middle step, and energies."""
+        totals, rows = np.zeros(model.base.shape), np.zeros(model.kinds)
+        domain = Domain(model)
+        runner = _Runner(model)
 
+        def observe(group: Group) -> None:
+            left = _prediction_left(model, runner, group)
+            totals[group.kind] += np.abs(left).sum(0)
+            rows[group.kind] += len(left)
+            domain(group)
 
-@dataclass
-class _Sums:
-    """Running sums over patch tokens, less `shift`: sums of tensors add up, so that a share can be taken out again."""
+        numbers = self._data.some(_BASE_TENSORS)
+        for done, tensor in enumerate(self._data.tensors(numbers)):
+            self._tell(done, len(numbers), "scales")
+            runner.code(tensor, self._data.prefix, self._lsteps[_MIDDLE], DEAD_ZONE, observe)
+        self._tell(len(numbers), len(numbers), "scales")
+        # A basis fits its own few vectors too well: what it leaves of others is nearer to the blended covariance.
+        expected = _SCALE_OF_DEVIATION * transform.expected
+        n, weight = rows[:, None], model.channels
+        seen = totals / np.maximum(n, 1)
+        size = np.sqrt((n * seen**2 + weight * expected**2) / (n + weight))
+        base = np.rint(UNITS * np.log2(np.maximum(size, 2.0**-40)))
+        if not transform.sizes[-1]:
+            base[-1] += _FAR_HEADROOM
+        self._fill_unseen(base, rows)
+        energy = domain.energy
+        return np.clip(base, _LOWEST, 8000).astype(np.int16), energy.astype(np.float32)
 
-    total: Double
-    products: Double
-    count: int = 0
+    def _fill_unseen(self, base: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
+        """Kinds of sequences have one orientation: the others take its scales."""
+        first = 1 + self._data.prefix
+        for kind in range(first, len(base) - 1):
+            origin = kind - (kind - first) % 3
+            if not rows[kind] and rows[origin]:
+                base[kind] = base[origin]
 
-    @classmethod
-    def none(cls, channels: int) -> _Sums:
-        return cls(np.zeros(channels), np.zeros((channels, channels)))
+    def _weights(self, model: KltModel, numbers: list[int]) -> Weights:
+        runner = _Runner(model)
+        found: list[NDArray[np.int16]] = []
+        steps: list[NDArray[np.int64]] = []
+        room = _MOST_OBSERVED
+        for lstep in self._lsteps:
+            for done, tensor in enumerate(self._data.tensors(numbers)):
+                self._tell(done, len(numbers), "contexts")
+                seen = runner.observe(tensor, self._data.prefix, lstep, seed=done * 7 + len(steps))
+                if len(seen) <= room:
+                    found.append(seen.astype(np.int16))
+                    steps.append(np.full(len(seen), lstep))
+                    room -= len(seen)
+        self._tell(len(numbers), len(numbers), "contexts")
+        return fit_weights(model, np.concatenate(found).astype(np.int32), np.concatenate(steps))
 
-    def add(self, patches: Double) -> None:
-        self.total += patches.sum(axis=0)
-        centred = patches.astype(np.float32)
-        self.products += centred.T @ centred
-        self.count += len(patches)
+    def _with(self, model: KltModel, weights: Weights) -> KltModel:
+        """The model with context weights; kinds without rows take those of their level's first."""
+        first = 1 + self._data.prefix
+        kind_weights = weights.kind.copy()
+        for kind in range(first, model.kinds - 1):
+            origin = kind - (kind - first) % 3
+            if not kind_weights[kind].any():
+                kind_weights[kind] = kind_weights[origin]
+        if not kind_weights[-1].any() and model.depth:
+            kind_weights[-1] = kind_weights[first]
+        return replace(model, weight_kind=kind_weights, weight_level=weights.level, weight_component=weights.component)
 
-    def plus(self, other: _Sums, sign: int = 1) -> _Sums:
-        total, products = self.total + sign * other.total, self.products + sign * other.products
-        return _Sums(total, products, self.count + sign * other.count)
-
-    def klt(self) -> tuple[Double, Double]:
-        """(K,) variances, falling, and (K, C) basis."""
-        mean = self.total / self.count
-        variances, vectors = np.linalg.eigh(self.products / self.count - np.outer(mean, mean))
-        order = np.argsort(variances)[::-1]
-        basis = vectors[:, order].T
-        # An eigenvector's sign is free: fixed here, so that a codec does not depend on the linear algebra library.
-        largest = basis[np.arange(len(basis)), np.abs(basis).argmax(axis=1)]
-        return variances[order], basis * np.sign(largest)[:, None]
-
-
-def fit_moments(tensors: Iterable[FloatArray], prefix: int, folds: int = 1) -> Moments:
-    """Means and KLT of tensors (L, C), in float64 about the first tensor's mean, so that large means cost no digits."""
-    shift: Double | None = None
-    for number, x in enumerate(tensors):
-        patches = x[prefix:].astype(np.float64)
-        if shift is None:
-            shift = patches.mean(axis=0)
-            sums = [_Sums.none(shift.size) for _ in range(folds)]
-            prefix_total = np.zeros((prefix, shift.size))
-        sums[number % folds].add(patches - shift)
-        prefix_total += x[:prefix]
-    if shift is None:
-        raise InvalidInputError("no tensors to calibrate on", field="sources")
-    whole = reduce(_Sums.plus, sums)
-    variances, basis = whole.klt()
-    mean = whole.total / whole.count + shift
-    energy = np.maximum(variances, 1e-3 * variances.mean())  # null directions hold rounding noise
-    if not energy[0] > 1e-20 + 1e-12 * float(np.square(mean).max()):
-        raise InvalidInputError("the features are constant: there is nothing to calibrate", field="sources")
-    return Moments(
-        mean=mean,
-        prefix_mean=prefix_total / (number + 1),
-        basis=basis,
-        energy=energy,
-        others=[whole.plus(part, -1).klt()[1] for part in sums] if folds > 1 else [basis],
-    )
-
-
-def fit_scales(
-    tensors: Iterable[tuple[FloatArray, tuple[int, int]]],
-    count: int,
-    moments: Moments,
-    tile: tuple[int, int],
-) -> Scales:
-    """Pass 2 over `count` tensors and their grids, each in the basis of the others.
-
-    In a basis fitted to it, a tensor has less in the last components than a new tensor has: with few tensors several
-    times less, and a codec that believed it would code new tensors badly.
-    """
-    prefix, (h, w) = len(moments.prefix_mean), tile
-    bases = [basis.astype(np.float16).astype(np.float32) for basis in moments.others]  # as the codec file holds it
-    K = len(bases[0])
-    rng = np.random.default_rng(0)
-    kept_most = max(1, min(_SAMPLE_TILES, count, _SAMPLE_BYTES // (4 * h * w * K)))
-    keep = set(np.linspace(0, count - 1, kept_most).astype(int).tolist())
-    tile_sum, prefix_sum = np.zeros((h, w, K)), np.zeros((prefix, K))
-    tiles = 0
-    sample, sample_prefix = [], []
-    mean, prefix_mean = moments.mean.astype(np.float32), moments.prefix_mean.astype(np.float32)
-    for number, (x, (height, width)) in enumerate(tensors):
-        basis = bases[number % len(bases)]
-        y = (x[prefix:] - mean) @ basis.T
-        y_prefix = (x[:prefix] - prefix_mean) @ basis.T
-        prefix_sum += np.abs(y_prefix)
-        grid = y.reshape(height, width, -1)
-        for top in _starts(height, h):
-            for left in _starts(width, w):
-                tile_sum += np.abs(dct2(grid[top : top + h, left : left + w]))
-                tiles += 1
-        if number in keep and height >= h and width >= w:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            sample.append(grid[top : top + h, left : left + w])
-            sample_prefix.append(y_prefix)
-    if not sample:
-        raise InvalidInputError(f"no tensor has a whole tile of {h} x {w} tokens", field="sources")
-    return Scales(
-        tile=tile_sum,
-        tiles=tiles,
-        prefix=prefix_sum,
-        tensors=number + 1,
-        sample=np.stack(sample),
-        sample_prefix=np.stack(sample_prefix),
-    )
-
-
-def _starts(side: int, size: int) -> list[int]:
-    """First tokens of the fewest windows of `size` that cover a side, evenly placed; none when it is shorter."""
-    if side < size:
-        return []
-    return sorted({int(start) for start in np.linspace(0, side - size, len(split_side(side, size)))})
-
-
-def log_scale(mean_magnitude: Double | FloatArray) -> NDArray[np.int16]:
-    """log2 in 1/48 octave, rounded; zero counts as 2^-40."""
-    units = np.rint(UNITS_PER_OCTAVE * np.log2(np.maximum(mean_magnitude, 2.0**-40)))
-    clipped: NDArray[np.int16] = np.clip(units, -1920, 8000).astype(np.int16)
-    return clipped
-
-
-def fit_smaller_tiles(
-    scale_tile: NDArray[np.int16], sample: FloatArray, progress: Progress | None = None
-) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
-    """`scale_dc` (h, w, K) and `scale_shift` of `KltModel`, from crops of sampled tiles (N, h, w, K)."""
-    _, h, w, K = sample.shape
-    rng = np.random.default_rng(1)
-    scale_dc = np.empty((h, w, K), np.int16)
-    shifts = []
-    for height in range(1, h + 1):
-        for width in range(1, w + 1):
-            if progress is not None:
-                progress((height - 1) * w + width - 1, h * w, "tiles")
-            magnitude = _mean_magnitude(sample, height, width, rng)
-            guess = interpolate(scale_tile, height, width)
-            scale_dc[height - 1, width - 1] = log_scale(magnitude[0, 0])
-            # Where most of the magnitude is, an error of the scale costs most bits: weighted by it.
-            errors = (log_scale(magnitude).astype(np.float64) - guess) * magnitude
-            shift = np.rint(errors.sum(axis=2) / np.maximum(magnitude.sum(axis=2), 1e-30))
-            if (height, width) == (h, w):
-                shift[...] = 0
-                scale_dc[-1, -1] = scale_tile[0, 0]
-            shifts.append(np.clip(shift, -4000, 4000).astype(np.int16).ravel())
-    if progress is not None:
-        progress(h * w, h * w, "tiles")
-    return scale_dc, np.concatenate(shifts)
+    def _histogram(self, model: KltModel, numbers: Iterable[int], rate: float) -> Histogram:
+        runner, histogram = _Runner(model), Histogram.empty()
+        numbers = list(numbers)
+        for lstep in self._lsteps:
+            for done, tensor in enumerate(self._data.tensors(numbers)):
+                self._tell(done, len(numbers), "tables")
+                groups: list[Group] = []
+                symbols = runner.code(tensor, self._data.prefix, lstep, rate, groups.append)
+                for group in groups:
+                    left = _prediction_left(model, runner, group)
+                    part = slice(group.begin, group.end)
+                    index = symbols.index[part] - group.first * model.components
+                    row, k = np.divmod(index, model.components)
+                    head = 1 <= group.kind < 1 + model.prefix_tokens
+                    step = 2.0 ** ((lstep + (self._prefix_offset if head else 0)) / UNITS)
+                    histogram.add(symbols.classes[part], symbols.values[part], left[row, k] / step)
+        self._tell(len(numbers), len(numbers), "tables")
+        return histogram
 
 
-def _mean_magnitude(sample: FloatArray, height: int, width: int, rng: np.random.Generator) -> FloatArray:
-    """E|x| of the coefficients of a (height, width) tile: (height, width, K)."""
-    _, h, w, K = sample.shape
-    chosen = sample[:: max(1, len(sample) // _SHIFT_TILES)]
-    crops_each = 4 if height * width <= 16 else 1
-    rows, columns = dct_matrix(height), dct_matrix(width)
-    total = np.zeros((height, width, K), np.float64)
-    for _ in range(crops_each):
-        top, left = rng.integers(h - height + 1), rng.integers(w - width + 1)
-        crops = chosen[:, top : top + height, left : left + width]
-        coefficients = np.matmul(columns, crops) if width > 1 else crops
-        if height > 1:
-            coefficients = np.matmul(rows, coefficients.reshape(len(chosen), height, width * K))
-        total += np.abs(coefficients).reshape(len(chosen), height, width, K).sum(axis=0)
-    return (total / (crops_each * len(chosen))).astype(np.float32)
+class _Runner:
+    """Codes calibration tensors with a draft."""
+
+    def __init__(self, model: KltModel) -> None:
+        self.model = model
+        self.engine = Engine(model)
+        self._encoder = Encoder(self.engine)
+        self._statistics = StatisticsCache(model)
+        self._none = np.zeros(0, np.int64)
+        self.plan = self.engine.plan(0, 1, 1, 0)
+
+    def code(
+        self, tensor: FitTensor, prefix: int, lstep: int, rate: float, observe: Callable[[Group], None] | None = None
+    ) -> Symbols:
+        """Symbols of a tensor at a log step."""
+        steps = Steps(lstep, self.model.prefix_qp_offset_eighths, 0)
+        self.plan = self.engine.plan(prefix, tensor.height, tensor.width, 0)
+        sample = Sample(tensor.x, prefix, tensor.height, tensor.width, self._none)
+        symbols = self._encoder.quantise(sample, steps, self._statistics.at(steps), rate, observe)
+        if symbols is None:
+            raise InvalidInputError("a value is too large beside the others", field="sources")
+        return symbols
+
+    def observe(self, tensor: FitTensor, prefix: int, lstep: int, seed: int) -> NDArray[np.int32]:
+        """Observations (n, OBSERVED) of a tensor coded at a log step without search."""
+        symbols = self.code(tensor, prefix, lstep, DEAD_ZONE)
+        components = self.model.components
+        dense = np.zeros((self.plan.rows + 1) * components, np.int32)
+        dense[symbols.index] = symbols.values
+        out = np.empty((dense.size // _OBSERVED_ONE_IN * 2 + 64, OBSERVED), np.int32)
+        steps = Steps(lstep, self.model.prefix_qp_offset_eighths, 0)
+        count = observe_rows(
+            *(dense.reshape(-1, components), self.plan.kind, self.plan.neighbours),
+            *(self._statistics.at(steps).kernel, new_memory(self.plan.rows, components), seed, _OBSERVED_ONE_IN, out),
+        )
+        return np.asarray(out[:count])
+
+
+def _prediction_left(model: KltModel, runner: _Runner, group: Group) -> NDArray[np.float32]:
+    """(n, depth) coefficients less what their left and upper neighbours predict: what the quantiser saw."""
+    left, up = runner.engine.feedback[group.kind]
+    if not left and not up:
+        return group.x
+    rows = runner.plan.neighbours[group.first : group.first + len(group.x)]
+    near = [np.maximum(rows[:, slot] - group.first + 1, 0) for slot in range(2)]
+    return np.asarray(group.x - left * group.field[near[0]] - up * group.field[near[1]])

@@ -1,162 +1,118 @@
-"""Base step, tables and centroids of family `klt`, from sampled coefficients and their scales."""
+"""Tables, centroids and evidence of family `klt`, from histograms of what was coded, or from Laplace without any.
+
+A class is an octave's sixth of E|x| / step; its middle is `class_scales`. Histograms are (96, 17) by |q|.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.entropy.tables import CdfTables, quantize_pmf
-from mpcompress.transforms.klt_fit import Double, Progress, Scales, log_scale
-from mpcompress.transforms.klt_model import UNITS_PER_OCTAVE
-from mpcompress.transforms.tiling import FloatArray, dct2
+from mpcompress.entropy.tables import CdfTables
+from mpcompress.transforms.klt_context import (
+    CLASS_SHIFT,
+    CLASSES,
+    EVIDENCE_LIMIT,
+    MAGNITUDES,
+    UNITS,
+)
 
-ROWS = 48
-ROW_SHIFT = 4
-ROW_CUTOFF = (
-    -5 * UNITS_PER_OCTAVE // 2
-)  # finer coding of what is below a sixth of a step costs more bits than it is worth
-CENTROIDS = 6
-ROUNDING = (0.33, 0.42)
-LARGEST_SYMBOL = 511
+__all__ = ["ZERO_BELOW", "Histogram", "class_scales", "fit_centroid", "fit_evidence", "fit_tables"]
 
-_PRIOR_COUNT = 64.0  # symbols that the Laplace prior of a table is worth
-_CENTROID_PRIOR = 200.0
-_WIDEST = 4095  # histograms hold |q| up to here
-_TABLE_TENSORS = 96
-_TARGET_BPFP = 0.2
-_TARGET_NMSE = 0.085
-_DEFAULT_QP_UNITS = 192
-_LN2 = float(np.log(2))
+ZERO_BELOW = 0.6
+"""|x| / step below which a quantiser gives 0, about: what the Laplace model of a table assumes."""
 
+_PRECISION = 16
+_ESCAPE_MASS = 2e-5
+_PSEUDO_COUNT = 30.0  # the Laplace model counts as so many symbols of each class
+_PSEUDO_ESCAPES = 0.3
+_WORTH = 1.5  # of a symbol as evidence: 1.5 E|x| / step, at most 1
+_FULL_WORTH = 64
+_RDO_SHIFT = 0.06  # about how much below its symbol a value is in the mean
 
-@dataclass(frozen=True, kw_only=True)
-class RowStatistics:
-    """Histograms over tensors and steps, by table row.
-
-    Args:
-        counts: (R, 4096) of |q|, the last column of all above.
-        error_sum: (R, Q) of |q| - |x| / step, by |q| - 1, the last column of all above.
-        error_count: (R, Q) how many were summed.
-    """
-
-    counts: NDArray[np.int64]
-    error_sum: Double
-    error_count: Double
+Double = NDArray[np.float64]
 
 
-def fit_base_step(scales: Scales, variance: float) -> int:
-    """log2 of the step at qp 0, 1/48 octave, such that qp 24 gives `_TARGET_BPFP`, or `_TARGET_NMSE` if that is finer.
+@dataclass
+class Histogram:
+    """Of |q| by class, and the sums of |x| / step less the excess of |q| over 16."""
 
-    Args:
-        scales: of the calibration set.
-        variance: of the features about their one mean, the NMSE's denominator.
-    """
-    chosen = scales.sample[:: max(1, len(scales.sample) // 16)]
-    magnitude = np.stack([np.abs(dct2(tile)) for tile in chosen])
-    mean = (scales.tile / scales.tiles).astype(np.float32)
-    low, high = -40.0, 40.0
-    while high - low > 1 / UNITS_PER_OCTAVE:
-        middle = (low + high) / 2
-        bits, error = _laplace_cost(magnitude, mean, 2.0**middle)
-        fine_enough = bits >= _TARGET_BPFP and error <= _TARGET_NMSE * variance
-        low, high = (middle, high) if fine_enough else (low, middle)
-    return round(low * UNITS_PER_OCTAVE) - _DEFAULT_QP_UNITS
+    counts: Double
+    sums: Double
 
+    @classmethod
+    def empty(cls) -> Histogram:
+        """Nothing counted."""
+        return cls(np.zeros((CLASSES, MAGNITUDES)), np.zeros((CLASSES, MAGNITUDES)))
 
-def _laplace_cost(magnitude: FloatArray, mean: FloatArray, step: float) -> tuple[float, float]:
-    """Ideal code length with Laplace tables, bits, and squared error, per coefficient."""
-    q = np.floor(magnitude / step + ROUNDING[0])
-    ratio = np.maximum(mean / step, 1e-2)
-    # P(0) = 1 - exp(-edge / ratio); each further |q| is exp(-1 / ratio) times as likely; one bit for the sign.
-    not_zero = -(1 - ROUNDING[0]) / ratio
-    bits = np.where(q > 0, 1 - (not_zero - (q - 1) / ratio) / _LN2, 0.0)
-    bits -= np.where(q > 0, np.log1p(-np.exp(-1 / ratio)), np.log1p(-np.exp(not_zero))) / _LN2
-    return float(bits.mean()), float(np.square(magnitude - q * step).mean())
+    def add(self, classes: NDArray[np.uint16], symbols: NDArray[np.int32], values: NDArray[np.float32]) -> None:
+        """Symbols with their classes, and what they stand for, in steps."""
+        size = np.abs(symbols.astype(np.int64))
+        column = np.minimum(size, MAGNITUDES - 1)
+        cell = classes.astype(np.int64) * MAGNITUDES + column
+        shape = self.counts.shape
+        self.counts += np.bincount(cell, minlength=self.counts.size).reshape(shape)
+        magnitude = np.where(symbols == 0, np.abs(values), values * np.sign(symbols)) - (size - column)
+        self.sums += np.bincount(cell, weights=magnitude, minlength=self.sums.size).reshape(shape)
 
 
-def row_statistics(
-    scales: Scales, steps: Sequence[int], prefix_offset: int, progress: Progress | None = None
-) -> RowStatistics:
-    """Quantises the sampled tensors at `steps` (log2, 1/48 octave), their prefix tokens at steps + `prefix_offset`."""
-    counts = np.zeros((ROWS, _WIDEST + 1), np.int64)
-    error_sum, error_count = np.zeros((ROWS, CENTROIDS)), np.zeros((ROWS, CENTROIDS))
-    chosen = range(0, len(scales.sample), max(1, len(scales.sample) // _TABLE_TENSORS))
-    for done, number in enumerate(chosen):
-        if progress is not None:
-            progress(done, len(chosen), "tables")
-        for magnitude, scale, offset in _left_out(scales, number, prefix_offset):
-            for step in steps:
-                above = scale - (step + offset + ROW_CUTOFF)
-                coded = above >= 0
-                row = np.minimum(above[coded] >> ROW_SHIFT, ROWS - 1)
-                x = magnitude[coded] * np.float32(2.0 ** (-(step + offset) / UNITS_PER_OCTAVE))
-                q = np.floor(x + np.where(x < 1, np.float32(ROUNDING[0]), np.float32(ROUNDING[1]))).astype(np.int64)
-                cell = row * (_WIDEST + 1) + np.minimum(q, _WIDEST)
-                counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
-                some = q > 0
-                cell = row[some] * CENTROIDS + np.minimum(q[some], CENTROIDS) - 1
-                error_sum += np.bincount(cell, q[some] - x[some], ROWS * CENTROIDS).reshape(error_sum.shape)
-                error_count += np.bincount(cell, minlength=ROWS * CENTROIDS).reshape(error_sum.shape)
-    if progress is not None:
-        progress(len(chosen), len(chosen), "tables")
-    return RowStatistics(counts=counts, error_sum=error_sum, error_count=error_count)
+def class_scales(cutoff: int) -> Double:
+    """(96,) E|x| / step in the middle of each class."""
+    scales: Double = 2.0 ** ((cutoff + (1 << CLASS_SHIFT) * (np.arange(CLASSES) + 0.5)) / UNITS)
+    return scales
 
 
-def _left_out(scales: Scales, number: int, prefix_offset: int) -> Iterator[tuple[FloatArray, NDArray[np.int32], int]]:
-    """|x|, log2 scales and step offset of a sampled tensor, the scales as they were without that tensor.
-
-    With it, the tables would believe that scales fit better than they do: few tensors would give overconfident tables.
-    """
-    tile, prefix = np.abs(dct2(scales.sample[number])), np.abs(scales.sample_prefix[number])
-    without = np.maximum(scales.tile - tile, 0) / max(scales.tiles - 1, 1)
-    yield tile.ravel(), log_scale(without).astype(np.int32).ravel(), 0
-    without = np.maximum(scales.prefix - prefix, 0) / max(scales.tensors - 1, 1)
-    yield prefix.ravel(), log_scale(without).astype(np.int32).ravel(), prefix_offset
-
-
-def fit_tables(counts: NDArray[np.int64]) -> CdfTables:
-    """Symmetric tables from the histograms of |q|, with a Laplace prior where there are few counts."""
-    pmfs, offsets = [], []
-    for row, count in enumerate(counts):
-        # The prior's mean |x| / step: the middle of the row.
-        mean = 2.0 ** ((ROW_CUTOFF + (row + 0.5) * (1 << ROW_SHIFT)) / UNITS_PER_OCTAVE)
-        largest = int(np.clip(np.ceil(10 * mean) + 2, 3, LARGEST_SYMBOL))
-        prior = _laplace(mean, largest)
-        seen = np.append(count[: largest + 1], count[largest + 1 :].sum()).astype(np.float64)
-        share = (_smooth(seen) + _PRIOR_COUNT * prior) / (seen.sum() + _PRIOR_COUNT)
-        sides = share[1:-1] / 2
-        pmfs.append(np.concatenate([sides[::-1], share[:1], sides, share[-1:]]))
-        offsets.append(-largest)
-    shares = [pmf / pmf.sum() for pmf in pmfs]
-    freqs = [quantize_pmf(share, 16) for share in shares]
-    lengths = np.array([len(freq) for freq in freqs], np.int32)
-    return CdfTables(np.concatenate(freqs), lengths, np.array(offsets, np.int32), 16)
+def fit_tables(histogram: Histogram, cutoff: int) -> CdfTables:
+    """Frequencies of q in [-n, n], n about nine times the scale, the rest by escape."""
+    masses, offsets = [], []
+    last = MAGNITUDES - 1
+    for scale, counts in zip(class_scales(cutoff), histogram.counts, strict=True):
+        n = int(np.clip(np.ceil(9 * scale), 6, 250))
+        model = _laplace(scale, n)
+        seen = np.zeros(n + 1)
+        if n <= last:
+            seen[:] = counts[: n + 1]
+            escapes = float(counts[n + 1 :].sum())
+        else:
+            tail = model[last:]
+            seen[:last] = counts[:last]
+            seen[last:] = counts[last] * tail / tail.sum()
+            escapes = 0.0
+        total = float(counts.sum()) + _PSEUDO_COUNT
+        mass = (seen + _PSEUDO_COUNT * model) / total
+        mass *= (1 - (escapes + _PSEUDO_ESCAPES) / total) / mass.sum()
+        masses.append(np.concatenate([mass[:0:-1] / 2, mass[:1], mass[1:] / 2]))
+        offsets.append(-n)
+    return CdfTables.from_pmfs(masses, np.array(offsets, np.int32), precision=_PRECISION, escape_mass=_ESCAPE_MASS)
 
 
-def _laplace(mean: float, largest: int) -> Double:
-    """Shares of |q| = 0..largest and of all above, for a Laplace density of mean magnitude `mean` steps."""
-    edges = np.concatenate([[0.0, 1 - ROUNDING[0]], np.arange(2, largest + 2) - ROUNDING[1]])
-    survival = np.exp(-edges / mean)
-    return np.append(survival[:-1] - survival[1:], survival[-1])
+def fit_centroid(histogram: Histogram) -> NDArray[np.float32]:
+    """(96, 17) means of |x| / step by |q|, at most half a step from it; 0 for 0."""
+    size = np.arange(MAGNITUDES)
+    mean = (histogram.sums + _PSEUDO_COUNT * (size - _RDO_SHIFT)) / (histogram.counts + _PSEUDO_COUNT)
+    centroid: NDArray[np.float32] = np.clip(mean, size - 0.5, size + 0.5).astype(np.float32)
+    centroid[:, 0] = 0
+    return centroid
 
 
-def _smooth(seen: Double) -> Double:
-    """Counts of |q| = 0, 1, ... and of the escape, averaged over +-12 % of |q|: wide tables have few of each."""
-    inner = seen[:-1]
-    sums = np.concatenate([[0.0], np.cumsum(inner)])
-    symbol = np.arange(inner.size)
-    reach = (symbol * 0.12).astype(int)
-    low, high = symbol - reach, np.minimum(symbol + reach, inner.size - 1)
-    return np.append((sums[high + 1] - sums[low]) / (high + 1 - low), seen[-1])
+def fit_evidence(cutoff: int) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
+    """(96, 17) evidence and (96,) worth: log2 of E(|x| given |q|) over the scale, times what that is worth."""
+    scale = class_scales(cutoff)
+    # E(|x| given 0) of an exponential cut off at ZERO_BELOW; half of that where the scale is far above it.
+    tail = np.exp(-ZERO_BELOW / scale)
+    zero = np.where(scale < 20, scale - ZERO_BELOW * tail / np.maximum(1 - tail, 1e-12), ZERO_BELOW / 2)
+    said = np.empty((CLASSES, MAGNITUDES))
+    said[:, 0] = np.log2(np.maximum(zero, 1e-9) / scale)
+    said[:, 1:] = np.log2(np.maximum(np.arange(1, MAGNITUDES), 0.8)[None] / scale[:, None])
+    worth = np.minimum(1, _WORTH * scale)
+    evidence = np.clip(np.rint(said * worth[:, None] * UNITS), -EVIDENCE_LIMIT, EVIDENCE_LIMIT).astype(np.int16)
+    return evidence, np.rint(worth * _FULL_WORTH).astype(np.int16)
 
 
-def fit_centroids(statistics: RowStatistics) -> NDArray[np.float32]:
-    """(R, Q) mean of |q| - |x| / step, drawn towards the column's mean where counts are few."""
-    error_sum, error_count = statistics.error_sum, statistics.error_count
-    overall = error_sum.sum(axis=0) / np.maximum(error_count.sum(axis=0), 1)
-    centroid = (error_sum + _CENTROID_PRIOR * overall) / (error_count + _CENTROID_PRIOR)
-    clipped: NDArray[np.float32] = np.clip(centroid, -0.5, 0.5).astype(np.float32)
-    return clipped
+def _laplace(scale: float, n: int) -> Double:
+    """Probabilities of |q| = 0 ... n."""
+    beyond, ratio = np.exp(-ZERO_BELOW / scale), np.exp(-1 / scale)
+    mass = np.concatenate([[1 - beyond], beyond * (1 - ratio) * ratio ** np.arange(n)])
+    return np.asarray(mass / mass.sum())

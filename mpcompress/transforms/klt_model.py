@@ -1,13 +1,13 @@
-"""What family `klt` stores: numbers fitted at calibration, checked when read, and the file they travel in.
+"""What family `klt` stores: numbers fitted at calibration, and the rules they keep. The file is `klt_model_file`'s.
 
 All logarithms are integers in units of 1/48 octave, so that one unit is an eighth of a qp step (step = 2^(qp / 6)).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,227 +16,259 @@ from numpy.typing import NDArray
 from mpcompress.codec import QpRange, fingerprint_of
 from mpcompress.entropy.tables import CdfTables
 from mpcompress.errors import CodecFileError
-from mpcompress.transforms.tensor_file import read_tensor_file, write_tensor_file
-from mpcompress.transforms.tiling import LARGEST_GRID_TILE, LARGEST_SEQUENCE_TILE
+from mpcompress.transforms.klt_basis import group_starts
+from mpcompress.transforms.klt_context import CLASSES, EVIDENCE_LIMIT, FEATURES, MAGNITUDES
+from mpcompress.transforms.klt_pyramid import kind_count
 
 FAMILY = "klt"
-BITSTREAM_VERSION = 1
-UNITS_PER_OCTAVE = 48
+BITSTREAM_VERSION = 2
 QP_LIMITS = (-768, 1536)
 """Eighths of a qp that the format can hold; what a codec advertises lies inside."""
 
-MAX_CHANNELS = 16384
+MAX_CHANNELS = 8192
 MAX_PREFIX_TOKENS = 1024
+MAX_DEPTH = 16
 MAX_PREFIX_OFFSET = 384
 MAX_GAIN = 1920
-"""40 octaves: more than float16 spans."""
+"""40 octaves either way: more than float16 spans."""
 
-_LOG_LIMIT = 1920
-_METADATA_KEY = "mpcompress"
+LEVEL_BUCKETS = 14
+COMPONENT_OCTAVES = 16
+BANDS = 8
+"""Of components, by octaves, for the distance from the calibration set."""
+
+_LOG_LIMIT = 960
+_MAX_MEAN_TOKENS = 1 << 16
+_DECODING = (
+    *("mean", "far_mean", "slope", "feedback", "slot", "basis", "basis_group", "predictor", "predictor_scale", "base"),
+    *("weight_kind", "weight_level", "weight_component", "evidence", "worth", "centroid"),
+)
+
+_Shape = tuple[tuple[int, ...], type[np.generic]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KltModel:
-    """A calibrated codec's numbers. C channels, K components, P prefix tokens, tiles of at most (h, w) tokens.
+    """A calibrated codec's numbers: C channels = K components, P prefix tokens, D levels, N = 2 + P + 3 D kinds of row.
 
     Args:
         id: codec id.
         description: one sentence.
         token_res: grid it was made for; None for sequences.
-        tile: (h, w), largest tile: at most 16 x 16, or 1 x 64.
+        mean_grid: (h, w) positions that have a mean of their own; those of other grids take the nearest's.
         base_log2: log2 of the step at qp 0, 1/48 octave.
-        row_cutoff: a coefficient whose log2(scale / step) is below this is not coded; 1/48 octave.
-        row_shift: table row = (log2(scale / step) - row_cutoff) >> row_shift, at most the last row.
+        cutoff: log2(E|x| / step) from which on a coefficient is coded; 1/48 octave.
         prefix_qp_offset_eighths: the prefix tokens' qp less the patches'.
         qp: range that it was fitted for.
-        rounding: of |x| / step: what is added before the floor below 1, and from 1 up. Only encoders use it.
+        rate: squared steps that a bit is worth to the quantiser. Only encoders use it.
         domain_typical: how far calibration tensors are from their own statistics, in the median. Only encoders use it.
         domain_bound: distance from the calibration set above which a tensor is reported.
-        mean: float32 (C,), of the patch tokens.
-        prefix_mean: float32 (P, C).
-        basis: float16 (K, C), orthonormal rows, by falling variance: channels to components.
-        energy: float32 (K,), mean square of each component. Only encoders use it.
-        scale_tile: int16 (h, w, K), log2 E|x| of each coefficient of the largest tile.
-        scale_dc: int16 (h, w, K), log2 E|x| of the first coefficient of a tile of (row + 1, column + 1) tokens.
-        scale_shift: int16, for each smaller tile, in the order of the sides, and each of its positions: what is added
-            to `scale_tile` interpolated at the position's frequency.
-        scale_prefix: int16 (P, K), log2 E|x| of the prefix tokens' components.
-        centroid: float32 (R, Q): mean of |q| - |x| / step where |q| is column + 1, or more in the last column.
-        tables: R tables of q.
+        mean: float16 (P + h * w, C).
+        far_mean: float32 (C,), of far tokens.
+        slope: float32 (D, 2), finest level first: details from the slope of the low-pass, across and down.
+        feedback: float32 (N, 2): coefficients from those to the left and above.
+        slot: int16 (N,): which basis a kind has.
+        basis: int8 (S, K, G), see `klt_basis`.
+        basis_group: uint8 (S, K), group of channels of each component.
+        predictor: int8 (P, K, G): prefix token from the root's components.
+        predictor_scale: float32 (P, K).
+        base: int16 (N, K), log2 E|x|.
+        weight_kind: int16 (N, 8): seven weights in 1/256, and a bias in 1/48 octave.
+        weight_level: int16 (14, 8), by octaves of scale over step.
+        weight_component: int16 (16, 8), by octaves of the component.
+        evidence: int16 (96, 17), see `klt_context`.
+        worth: int16 (96,).
+        centroid: float32 (96, 17): mean of |x| / step where |q| is the column; the last goes on with |q|.
+        energy: float32 (N, 8), mean square of a coefficient by octaves of components; 0: unknown. Only encoders use it.
+        points: float32 (n, 3), expected log2 of qp step in 1/48 octave, bpfp and NMSE. Only encoders use it.
+        tables: 96 tables of q.
         card: what a person wants to know: JSON-able.
     """
 
     id: str
     description: str
     token_res: tuple[int, int] | None
-    tile: tuple[int, int]
+    mean_grid: tuple[int, int]
     base_log2: int
-    row_cutoff: int
-    row_shift: int
+    cutoff: int
     prefix_qp_offset_eighths: int
     qp: QpRange
-    rounding: tuple[float, float]
+    rate: float
     domain_typical: float
     domain_bound: float
-    mean: NDArray[np.float32]
-    prefix_mean: NDArray[np.float32]
-    basis: NDArray[np.float16]
-    energy: NDArray[np.float32]
-    scale_tile: NDArray[np.int16]
-    scale_dc: NDArray[np.int16]
-    scale_shift: NDArray[np.int16]
-    scale_prefix: NDArray[np.int16]
+    mean: NDArray[np.float16]
+    far_mean: NDArray[np.float32]
+    slope: NDArray[np.float32]
+    feedback: NDArray[np.float32]
+    slot: NDArray[np.int16]
+    basis: NDArray[np.int8]
+    basis_group: NDArray[np.uint8]
+    predictor: NDArray[np.int8]
+    predictor_scale: NDArray[np.float32]
+    base: NDArray[np.int16]
+    weight_kind: NDArray[np.int16]
+    weight_level: NDArray[np.int16]
+    weight_component: NDArray[np.int16]
+    evidence: NDArray[np.int16]
+    worth: NDArray[np.int16]
     centroid: NDArray[np.float32]
+    energy: NDArray[np.float32]
+    points: NDArray[np.float32]
     tables: CdfTables
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_numbers(self)
-        K, C = self.basis.shape if self.basis.ndim == 2 else (0, 0)
-        P = self.prefix_mean.shape[0] if self.prefix_mean.ndim == 2 else -1
-        if not (1 <= K == C <= MAX_CHANNELS and 0 <= P <= MAX_PREFIX_TOKENS):
-            raise CodecFileError(f"basis {self.basis.shape} with prefix {self.prefix_mean.shape}", field="basis")
-        if self.centroid.ndim != 2 or self.centroid.shape[1] < 1:
-            raise CodecFileError(f"centroid has shape {self.centroid.shape}", field="centroid")
-        h, w = self.tile
-        shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-            "mean": ((C,), np.float32),
-            "prefix_mean": ((P, C), np.float32),
-            "basis": ((K, C), np.float16),
-            "energy": ((K,), np.float32),
-            "scale_tile": ((h, w, K), np.int16),
-            "scale_dc": ((h, w, K), np.int16),
-            "scale_shift": ((h * (h + 1) // 2 * (w * (w + 1) // 2),), np.int16),
-            "scale_prefix": ((P, K), np.int16),
-            "centroid": ((self.tables.count, self.centroid.shape[1]), np.float32),
-        }
-        for name, (shape, dtype) in shapes.items():
-            array = getattr(self, name)
-            if array.shape != shape or array.dtype != dtype:
-                said = f"{array.dtype} {array.shape}"
-                raise CodecFileError(f"{name} is {said}, not {np.dtype(dtype)} {shape}", field=name)
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise CodecFileError(f"{name} holds NaN or infinity", field=name)
-            array.flags.writeable = False
-        if np.abs(self.centroid).max() > 1 or np.abs(self.basis).max() > 2 or self.energy.min() <= 0:
-            raise CodecFileError("a centroid, basis or energy is out of range", field="centroid")
+        _check_arrays(self)
 
     @property
     def channels(self) -> int:
         """C."""
-        return int(self.basis.shape[1])
+        return int(self.mean.shape[1])
 
     @property
     def components(self) -> int:
         """K."""
-        return int(self.basis.shape[0])
+        return int(self.basis.shape[1])
 
     @property
     def prefix_tokens(self) -> int:
         """P."""
-        return int(self.prefix_mean.shape[0])
+        return int(self.predictor.shape[0])
+
+    @property
+    def depth(self) -> int:
+        """D."""
+        return int(self.slope.shape[0])
+
+    @property
+    def kinds(self) -> int:
+        """N."""
+        return kind_count(self.prefix_tokens, self.depth)
+
+    @cached_property
+    def cost(self) -> NDArray[np.float32]:
+        """float32 (96, 17): bits of a symbol by |q|. Only encoders use it."""
+        return symbol_cost(self.tables)
 
     def fingerprint(self) -> bytes:
-        """8 bytes over all that decoding depends on, and nothing else: no name, card, qp range or rounding."""
+        """8 bytes over all that decoding depends on, and nothing else: no name, card, qp range or rate."""
         width = self.token_res[1] if self.token_res else 0
-        numbers = [BITSTREAM_VERSION, width, self.base_log2, self.row_cutoff, self.row_shift]
+        numbers = [BITSTREAM_VERSION, width, *self.mean_grid, self.base_log2, self.cutoff]
         numbers += [self.prefix_qp_offset_eighths, self.tables.precision]
         parts: list[tuple[str, bytes | NDArray[Any]]] = [
             ("family", FAMILY.encode()),
             ("numbers", np.array(numbers, np.int64)),
         ]
-        names = ("mean", "prefix_mean", "basis", "scale_tile", "scale_dc", "scale_shift", "scale_prefix", "centroid")
-        parts += [(name, getattr(self, name)) for name in names]
+        parts += [(name, getattr(self, name)) for name in _DECODING]
         parts += [(f"table_{name}", getattr(self.tables, name)) for name in ("freqs", "lengths", "offsets")]
         return fingerprint_of(parts)
 
-    def to_bytes(self) -> bytes:
-        """The codec file: safetensors, with a JSON object as metadata."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)}
-        for name in ("freqs", "lengths", "offsets"):
-            tensors[f"table_{name}"] = getattr(self.tables, name)
-        header = {
-            "family": FAMILY,
-            "bitstream_version": BITSTREAM_VERSION,
-            "precision": self.tables.precision,
-            "qp_eighths": [self.qp.minimum, self.qp.maximum, self.qp.default],
-            "token_res": None if self.token_res is None else list(self.token_res),
-            "tile": list(self.tile),
-            "rounding": list(self.rounding),
-        }
-        names = ("id", "description", "base_log2", "row_cutoff", "row_shift", "prefix_qp_offset_eighths")
-        header.update(
-            {name: getattr(self, name) for name in (*names, "domain_typical", "domain_bound")}, card=dict(self.card)
-        )
-        return write_tensor_file(tensors, {_METADATA_KEY: json.dumps(header, sort_keys=True)})
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> KltModel:
-        """Reads a codec file. Raises CodecFileError for anything that `to_bytes` does not write."""
-        tensors, metadata = read_tensor_file(data)
-        if _METADATA_KEY not in metadata:
-            raise CodecFileError("not a codec file: it has no mpcompress metadata", field="weights")
-        try:
-            header = json.loads(metadata[_METADATA_KEY])
-            if header["family"] != FAMILY:
-                raise CodecFileError(f"a file of family {header['family']!r}, not {FAMILY}", field="weights")
-            if header["bitstream_version"] != BITSTREAM_VERSION:
-                said = header["bitstream_version"]
-                raise CodecFileError(
-                    f"bitstream version {said!r}; this release reads {BITSTREAM_VERSION}", field="weights"
-                )
-            table_parts = {name: tensors.pop(f"table_{name}") for name in ("freqs", "lengths", "offsets")}
-            minimum, maximum, default = (_integer(value) for value in header["qp_eighths"])
-            return cls(
-                id=str(header["id"]),
-                description=str(header["description"]),
-                token_res=None if header["token_res"] is None else _pair(header["token_res"]),
-                tile=_pair(header["tile"]),
-                base_log2=_integer(header["base_log2"]),
-                row_cutoff=_integer(header["row_cutoff"]),
-                row_shift=_integer(header["row_shift"]),
-                prefix_qp_offset_eighths=_integer(header["prefix_qp_offset_eighths"]),
-                qp=QpRange(minimum=minimum, maximum=maximum, default=default),
-                rounding=(float(header["rounding"][0]), float(header["rounding"][1])),
-                domain_typical=float(header["domain_typical"]),
-                domain_bound=float(header["domain_bound"]),
-                tables=CdfTables(**table_parts, precision=_integer(header["precision"])),
-                card=dict(header["card"]),
-                **tensors,
-            )
-        except CodecFileError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-            raise CodecFileError(f"damaged codec file: {error!r}", field="weights") from error
+def symbol_cost(tables: CdfTables) -> NDArray[np.float32]:
+    """Bits of |q| = 0 ... 16 in each table, the sign's included; the last stands for all larger ones."""
+    begins = np.concatenate([[0], np.cumsum(tables.lengths)[:-1]])
+    cost = np.empty((tables.count, MAGNITUDES), np.float32)
+    total = float(1 << tables.precision)
+    for row, (begin, length, offset) in enumerate(zip(begins, tables.lengths, tables.offsets, strict=True)):
+        bits = -np.log2(tables.freqs[begin : begin + length] / total)
+        for size in range(MAGNITUDES):
+            at, escape = size - int(offset), int(length) - 1
+            # An escape, one bit for the side, and the distance as an Exp-Golomb code.
+            golomb = 2 + 2 * int(np.log2(at - escape + 1)) if at >= escape else 0
+            cost[row, size] = bits[min(at, escape)] + golomb
+    cost.flags.writeable = False
+    return cost
 
 
-def _integer(value: Any) -> int:
-    if type(value) is not int:
-        raise CodecFileError(f"{value!r} is not an integer", field="weights")
-    return value
+def _check_arrays(model: KltModel) -> None:
+    if model.basis.ndim != 3 or model.slope.ndim != 2 or model.predictor.ndim != 3 or model.points.ndim != 2:
+        raise CodecFileError("a basis, slope, predictor or points array of a wrong rank", field="basis")
+    (S, K, G), P, D = model.basis.shape, model.predictor.shape[0], model.slope.shape[0]
+    if not (1 <= K <= MAX_CHANNELS and 0 <= P <= MAX_PREFIX_TOKENS and 0 <= D <= MAX_DEPTH):
+        raise CodecFileError(f"{K} components, {P} prefix tokens, {D} levels", field="basis")
+    N, C, (h, w) = kind_count(P, D), K, model.mean_grid
+    starts = group_starts(C)
+    if not 1 <= S <= N or starts[1] != G:
+        raise CodecFileError(f"{S} bases of {G} channels for {N} kinds, {C} channels", field="basis")
+    shapes: dict[str, _Shape] = {
+        "mean": ((P + h * w, C), np.float16),
+        "far_mean": ((C,), np.float32),
+        "slope": ((D, 2), np.float32),
+        "feedback": ((N, 2), np.float32),
+        "slot": ((N,), np.int16),
+        "basis_group": ((S, K), np.uint8),
+        "basis": ((S, K, G), np.int8),
+        "predictor": ((P, K, G), np.int8),
+        "predictor_scale": ((P, K), np.float32),
+        "base": ((N, K), np.int16),
+        "weight_kind": ((N, FEATURES + 1), np.int16),
+        "weight_level": ((LEVEL_BUCKETS, FEATURES + 1), np.int16),
+        "weight_component": ((COMPONENT_OCTAVES, FEATURES + 1), np.int16),
+        "evidence": ((CLASSES, MAGNITUDES), np.int16),
+        "worth": ((CLASSES,), np.int16),
+        "centroid": ((CLASSES, MAGNITUDES), np.float32),
+        "energy": ((N, BANDS), np.float32),
+        "points": ((len(model.points), 3), np.float32),
+    }
+    for name, (shape, dtype) in shapes.items():
+        array = getattr(model, name)
+        if array.shape != shape or array.dtype != dtype:
+            said = f"{array.dtype} {array.shape}"
+            raise CodecFileError(f"{name} is {said}, not {np.dtype(dtype)} {shape}", field=name)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CodecFileError(f"{name} holds NaN or infinity", field=name)
+        array.flags.writeable = False
+    sizes = np.diff(starts)
+    for group in model.basis_group:
+        if not np.array_equal(np.bincount(group, minlength=len(sizes)), sizes):
+            raise CodecFileError("a group has not as many components as channels", field="basis_group")
+    _check_ranges(model, S)
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = value
-    return _integer(first), _integer(second)
+def _check_ranges(model: KltModel, bases: int) -> None:
+    """Bounds that keep integers in int32 and decoded values finite, whatever a stream says."""
+    # A prediction that amplifies would let values grow along a row of tokens, or from level to level.
+    ok = {
+        "slot": model.slot.min() >= 0 and model.slot.max() < bases,
+        "slope": float(np.abs(model.slope).max(initial=0)) <= 0.5,
+        "feedback": float(np.abs(model.feedback).sum(axis=1).max()) <= 0.95,
+        "predictor_scale": float(np.abs(model.predictor_scale).max(initial=0)) <= 1,
+        "far_mean": float(np.abs(model.far_mean).max()) <= 1e9,
+        "evidence": int(np.abs(model.evidence).max()) <= EVIDENCE_LIMIT,
+        "worth": model.worth.min() >= 0 and model.worth.max() <= 1024,
+        "centroid": float(np.abs(model.centroid - np.arange(MAGNITUDES)).max()) <= 1,
+        "energy": float(model.energy.min()) >= 0,
+    }
+    for name, fine in ok.items():
+        if not fine:
+            raise CodecFileError(f"{name} is out of range", field=name)
+    if model.tables.count != CLASSES:
+        raise CodecFileError(f"{model.tables.count} tables, not {CLASSES}", field="table_lengths")
+    if not np.all((model.tables.offsets < 0) & (model.tables.offsets + model.tables.lengths > 2)):
+        raise CodecFileError("a table lacks -1, 0 or 1", field="table_offsets")
+    begins = np.cumsum(model.tables.lengths) - model.tables.lengths
+    freqs = model.tables.freqs.copy()
+    freqs[begins - model.tables.offsets] = 0
+    # So a stream of n bytes has at most 8 n + 64 symbols that are not 0, and decoders can bound their memory by that.
+    if int(freqs.max()) > 1 << (model.tables.precision - 1):
+        raise CodecFileError("a symbol other than 0 has a probability above a half", field="table_freqs")
 
 
 def _check_numbers(model: KltModel) -> None:
-    h, w = model.tile
-    if not (1 <= h <= LARGEST_GRID_TILE and 1 <= w <= (LARGEST_GRID_TILE if h > 1 else LARGEST_SEQUENCE_TILE)):
-        raise CodecFileError(f"tiles of {model.tile} tokens", field="tile")
-    if model.token_res is not None and not all(1 <= side <= 65535 for side in model.token_res):
-        raise CodecFileError(f"a grid of {model.token_res} tokens", field="token_res")
+    for name, grid in (("token_res", model.token_res), ("mean_grid", model.mean_grid)):
+        if grid is not None and not all(1 <= side <= 65535 for side in grid):
+            raise CodecFileError(f"a grid of {grid} tokens", field=name)
+    if model.mean_grid[0] * model.mean_grid[1] > _MAX_MEAN_TOKENS:
+        raise CodecFileError(f"means of a grid of {model.mean_grid}", field="mean_grid")
     limits = {
         "base_log2": (model.base_log2, -_LOG_LIMIT, _LOG_LIMIT),
-        "row_cutoff": (model.row_cutoff, -_LOG_LIMIT, _LOG_LIMIT),
-        "row_shift": (model.row_shift, 0, 8),
+        "cutoff": (model.cutoff, -_LOG_LIMIT, _LOG_LIMIT),
         "prefix_qp_offset_eighths": (model.prefix_qp_offset_eighths, -MAX_PREFIX_OFFSET, MAX_PREFIX_OFFSET),
         "qp.minimum": (model.qp.minimum, QP_LIMITS[0], model.qp.default),
         "qp.maximum": (model.qp.maximum, model.qp.default, QP_LIMITS[1]),
-        "rounding[0]": (model.rounding[0], 0.0, 0.5),
-        "rounding[1]": (model.rounding[1], 0.0, 0.5),
-        "domain_typical": (model.domain_typical, 0.1, 1e9),
+        "rate": (model.rate, 0.0, 1.0),
+        "domain_typical": (model.domain_typical, 1e-6, 1e9),
         "domain_bound": (model.domain_bound, 1.0, 1e9),
     }
     for name, (value, low, high) in limits.items():

@@ -12,13 +12,18 @@ UNIT_OVERHEAD_BYTES = 48
 
 @dataclass(frozen=True, kw_only=True)
 class RatePoint:
-    """Over the held-out tensors at one qp. bpfp counts the payload and 48 bytes; NMSE is of `mpcompress.metrics`."""
+    """Over the held-out tensors at one qp: means, worst and standard deviations.
+
+    bpfp counts the payload and 48 bytes; NMSE is of `mpcompress.metrics`.
+    """
 
     qp_eighths: int
     bpfp: float
     nmse: float
     worst_nmse: float
     worst_bpfp: float
+    bpfp_deviation: float = 0.0
+    nmse_deviation: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +66,12 @@ class CalibrationResult:
             f"- **Shape**: {report.prefix_tokens} prefix tokens + {grid}, {report.channels} channels",
             f"- **Family, fingerprint**: klt, `{self.fingerprint.hex()}`",
             "",
-            "| qp | bpfp, mean | bpfp, worst | NMSE, mean | NMSE, worst |",
+            "| qp | bpfp, mean ± deviation | bpfp, worst | NMSE, mean ± deviation | NMSE, worst |",
             "|---|---|---|---|---|",
         ]
         lines += [
-            f"| {p.qp_eighths / 8:g} | {p.bpfp:.3f} | {p.worst_bpfp:.3f} | {p.nmse:.4f} | {p.worst_nmse:.4f} |"
+            f"| {p.qp_eighths / 8:g} | {p.bpfp:.3f} ± {p.bpfp_deviation:.3f} | {p.worst_bpfp:.3f} | "
+            f"{p.nmse:.4f} ± {p.nmse_deviation:.4f} | {p.worst_nmse:.4f} |"
             for p in report.points
         ]
         lines += [

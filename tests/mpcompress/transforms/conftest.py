@@ -9,7 +9,10 @@ from mpcompress.calibrate import CalibrationResult, calibrate
 from mpcompress.codec import Coded, CodingParams, TensorSpec, Unit
 from mpcompress.registry import load, preset
 from mpcompress.transforms.klt_codec import KltCodec
-from mpcompress.transforms.klt_model import KltModel
+from mpcompress.transforms.klt_encoder import Encoder, Sample, Symbols
+from mpcompress.transforms.klt_engine import Engine
+from mpcompress.transforms.klt_model_file import read_model
+from mpcompress.transforms.klt_statistics import Steps, statistics_at
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 CHANNELS = 12
@@ -37,13 +40,13 @@ def calibrated(kind: str) -> CalibrationResult:
 @pytest.fixture(scope="session")
 def grid_codec() -> KltCodec:
     """2 prefix tokens, 7 x 5 patches."""
-    return KltCodec(KltModel.from_bytes(calibrated("grid").file))
+    return KltCodec(read_model(calibrated("grid").file))
 
 
 @pytest.fixture(scope="session")
 def sequence_codec() -> KltCodec:
     """Sequences of any length."""
-    return KltCodec(KltModel.from_bytes(calibrated("sequence").file))
+    return KltCodec(read_model(calibrated("sequence").file))
 
 
 @pytest.fixture(scope="session", params=["block6", "final"])
@@ -67,6 +70,26 @@ def code(codec: KltCodec, x: np.ndarray, **params) -> tuple[Coded, Unit, np.ndar
     return coded, unit, codec.decompress([unit])[0]["h_hat"]
 
 
+def symbols(codec: KltCodec, x: np.ndarray, qp: int) -> Symbols:
+    """What the encoder makes of a tensor on the codec's own grid."""
+    height, width = codec.token_res
+    steps = Steps.of(codec.model, qp, codec.model.prefix_qp_offset_eighths, 0)
+    sample = Sample(x.astype(np.float32), codec.prefix_tokens, height, width, np.zeros(0, np.int64))
+    found = Encoder(Engine(codec.model)).quantise(sample, steps, statistics_at(codec.model, steps), codec.model.rate)
+    assert found is not None
+    return found
+
+
+def ideal_bits(codec: KltCodec, x: np.ndarray, qp: int) -> float:
+    """Sum of -log2 of the probabilities of the symbols of a tensor."""
+    found, tables = symbols(codec, x, qp), codec.model.tables
+    begins = np.cumsum(tables.lengths) - tables.lengths
+    at = found.values - tables.offsets[found.classes]
+    inside = (at >= 0) & (at < tables.lengths[found.classes] - 1)
+    freqs = tables.freqs[begins[found.classes] + np.where(inside, at, tables.lengths[found.classes] - 1)]
+    return float(-np.log2(freqs / 2.0**tables.precision).sum())
+
+
 @pytest.fixture(scope="session")
 def tools():
     """The helpers of this file, for tests that importlib mode keeps from importing it."""
@@ -75,5 +98,7 @@ def tools():
         smooth = staticmethod(smooth)
         spec_of = staticmethod(spec_of)
         code = staticmethod(code)
+        symbols = staticmethod(symbols)
+        ideal_bits = staticmethod(ideal_bits)
 
     return Tools

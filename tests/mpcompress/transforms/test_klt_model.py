@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from mpcompress.codec import QpRange
+from mpcompress.entropy.rans import _collect
 from mpcompress.entropy.tables import CdfTables
 from mpcompress.errors import CodecFileError
 from mpcompress.transforms.klt_codec import KltCodec
 from mpcompress.transforms.klt_model import KltModel
-from mpcompress.transforms.klt_symbols import interpolate
+from mpcompress.transforms.klt_model_file import read_model, write_model
 from mpcompress.transforms.tensor_file import read_tensor_file, write_tensor_file
 
 
@@ -19,9 +20,9 @@ def model(grid_codec) -> KltModel:
 
 
 def test_a_file_holds_the_model(model):
-    data = model.to_bytes()
-    again = KltModel.from_bytes(data)
-    assert again.to_bytes() == data
+    data = write_model(model)
+    again = read_model(data)
+    assert write_model(again) == data
     assert again.fingerprint() == model.fingerprint()
     for field in dataclasses.fields(KltModel):
         one, other = getattr(model, field.name), getattr(again, field.name)
@@ -35,11 +36,18 @@ def test_a_file_holds_the_model(model):
 
 def nudged(array: np.ndarray) -> np.ndarray:
     changed = array.copy()
-    changed.flat[-1] += 1 if array.dtype.kind == "i" else array.dtype.type(0.01)
+    if array.dtype.kind == "i":
+        changed.flat[-1] += -1 if changed.flat[-1] > 0 else 1
+    else:
+        changed.flat[-1] *= array.dtype.type(0.99)
+        changed.flat[-1] += array.dtype.type(1e-3)
     return changed
 
 
-ARRAYS = ["mean", "prefix_mean", "basis", "scale_tile", "scale_dc", "scale_shift", "scale_prefix", "centroid"]
+ARRAYS = (
+    *("mean", "far_mean", "slope", "feedback", "basis", "predictor", "predictor_scale", "base", "weight_kind"),
+    *("weight_level", "weight_component", "evidence", "worth", "centroid"),
+)
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -52,8 +60,7 @@ def test_the_fingerprint_changes_with_every_array_that_decoding_reads(model, nam
     "change",
     [
         {"base_log2": -100},
-        {"row_cutoff": -121},
-        {"row_shift": 3},
+        {"cutoff": -121},
         {"prefix_qp_offset_eighths": -95},
         {"token_res": (5, 7)},
         {"token_res": None},
@@ -65,7 +72,8 @@ def test_the_fingerprint_changes_with_every_number_that_decoding_reads(model, ch
 
 def test_the_fingerprint_changes_with_the_tables(model):
     freqs = model.tables.freqs.copy()
-    low, high = int(np.argmin(freqs[:5])), int(np.argmax(freqs[:5]))
+    first = freqs[: model.tables.lengths[0]]
+    low, high = int(np.argmin(first)), int(np.argmax(first))
     freqs[low] += 1
     freqs[high] -= 1
     tables = CdfTables(freqs, model.tables.lengths, model.tables.offsets, model.tables.precision)
@@ -79,7 +87,7 @@ def test_the_fingerprint_changes_with_the_tables(model):
         {"description": "other"},
         {"card": {"a": 1}},
         {"qp": QpRange(minimum=8, maximum=300, default=200)},
-        {"rounding": (0.1, 0.2)},
+        {"rate": 0.2},
         {"domain_bound": 7.0},
         {"domain_typical": 7.0},
         {"token_res": (9, 5)},
@@ -95,7 +103,7 @@ def test_the_fingerprint_ignores_what_only_encoders_read(model):
 
 def changed_file(model: KltModel, tensors: dict | None = None, header: dict | None = None) -> bytes:
     """The model's file with some tensors and header entries replaced; None removes one."""
-    kept, metadata = read_tensor_file(model.to_bytes())
+    kept, metadata = read_tensor_file(write_model(model))
     kept.update(tensors or {})
     values = {**json.loads(metadata["mpcompress"]), **(header or {})}
     values = {key: value for key, value in values.items() if value is not Ellipsis}
@@ -111,13 +119,14 @@ NAN = float("nan")
     [
         {"family": "vtm"},
         {"family": ...},
-        {"bitstream_version": 2},
+        {"bitstream_version": 1},
+        {"bitstream_version": 3},
         {"base_log2": 1.5},
         {"base_log2": "1"},
         {"base_log2": 100000},
-        {"row_shift": 9},
-        {"row_shift": -1},
-        {"row_cutoff": None},
+        {"cutoff": None},
+        {"rate": 2.0},
+        {"rate": "much"},
         {"precision": 7},
         {"precision": True},
         {"qp_eighths": [1, 2]},
@@ -125,11 +134,9 @@ NAN = float("nan")
         {"qp_eighths": [0, 100000, 200]},
         {"token_res": [0, 5]},
         {"token_res": 5},
-        {"tile": [17, 5]},
-        {"tile": [1, 65]},
-        {"tile": [5, 7]},
-        {"rounding": [0.9, 0.1]},
-        {"rounding": [NAN, 0.1]},
+        {"mean_grid": [5, 7, 1]},
+        {"mean_grid": [5, 5]},
+        {"mean_grid": [65535, 65535]},
         {"domain_bound": NAN},
         {"card": 3},
         {"prefix_qp_offset_eighths": 1000},
@@ -138,25 +145,32 @@ NAN = float("nan")
 )
 def test_damaged_headers_are_refused(model, header):
     with pytest.raises(CodecFileError):
-        KltModel.from_bytes(changed_file(model, header=header))
+        read_model(changed_file(model, header=header))
 
 
 @pytest.mark.parametrize(
     "tensors",
     [
         {"mean": None},
-        {"mean": np.zeros(11, np.float32)},
-        {"mean": np.zeros(12, np.float64)},
-        {"mean": np.full(12, np.nan, np.float32)},
-        {"basis": np.zeros((12,), np.float16)},
-        {"basis": np.full((12, 12), np.inf, np.float16)},
-        {"basis": np.full((12, 12), 3, np.float16)},
-        {"basis": np.zeros((11, 12), np.float16)},
-        {"energy": np.zeros(12, np.float32)},
-        {"scale_tile": np.zeros((7, 5, 12), np.int32)},
-        {"scale_shift": np.zeros(3, np.int16)},
-        {"scale_prefix": np.zeros((3, 12), np.int16)},
-        {"centroid": np.zeros((0, 6), np.float32)},
+        {"mean": np.zeros((37, 11), np.float16)},
+        {"mean": np.zeros((37, 12), np.float32)},
+        {"mean": np.full((37, 12), np.nan, np.float16)},
+        {"basis": np.zeros((12,), np.int8)},
+        {"basis": np.zeros((14, 12, 12), np.int8)},
+        {"basis_group": np.ones((13, 12), np.uint8)},
+        {"slot": np.full(13, 13, np.int16)},
+        {"slot": np.full(13, -1, np.int16)},
+        {"slope": np.full((3, 2), 0.6, np.float32)},
+        {"slope": np.zeros((17, 2), np.float32)},
+        {"feedback": np.full((13, 2), 0.5, np.float32)},
+        {"far_mean": np.full(12, 1e30, np.float32)},
+        {"predictor_scale": np.full((2, 12), 2, np.float32)},
+        {"energy": np.full((13, 8), -1, np.float32)},
+        {"base": np.zeros((13, 12), np.int32)},
+        {"evidence": np.full((96, 17), 1024, np.int16)},
+        {"worth": np.full(96, -1, np.int16)},
+        {"centroid": np.zeros((96, 17), np.float32)},
+        {"points": np.zeros(3, np.float32)},
         {"table_freqs": np.ones(10, np.uint16)},
         {"table_freqs": np.ones(10, np.float32)},
         {"unexpected": np.zeros(1)},
@@ -164,33 +178,48 @@ def test_damaged_headers_are_refused(model, header):
 )
 def test_damaged_tensors_are_refused(model, tensors):
     with pytest.raises(CodecFileError):
-        KltModel.from_bytes(changed_file(model, tensors=tensors))
+        read_model(changed_file(model, tensors=tensors))
 
 
 def test_files_that_are_none_are_refused(model):
-    data = model.to_bytes()
+    data = write_model(model)
     rng = np.random.default_rng(0)
     for bad in (b"", b"PK\x03\x04", data[:100], data[:-1], data + b"x", b"\xff" * 64, write_tensor_file({}, {})):
         with pytest.raises(CodecFileError):
-            KltModel.from_bytes(bad)
+            read_model(bad)
     for _ in range(50):
         flipped = bytearray(data)
         flipped[rng.integers(2000)] ^= 1 << int(rng.integers(8))
         try:
-            KltModel.from_bytes(bytes(flipped))
+            read_model(bytes(flipped))
         except CodecFileError:
             continue
 
 
+def test_a_file_of_version_1_says_what_to_do(model):
+    with pytest.raises(CodecFileError, match="version 1; this release reads 2: calibrate again"):
+        read_model(changed_file(model, header={"bitstream_version": 1}))
+
+
+def test_tables_that_would_unbound_a_decoders_memory_are_refused(model):
+    lengths, offsets = np.full(96, 4, np.int32), np.full(96, -1, np.int32)
+    likely_one = np.tile(np.array([1000, 20000, 44000, 536], np.uint16), 96)
+    no_minus_one = np.full(96, 0, np.int32)
+    for freqs, first in ((likely_one, offsets), (np.full(384, 16384, np.uint16), no_minus_one)):
+        tables = {"table_freqs": freqs, "table_lengths": lengths, "table_offsets": first}
+        with pytest.raises(CodecFileError):
+            read_model(changed_file(model, tensors=tables))
+
+
 def test_arrays_of_a_model_cannot_be_changed(model):
     with pytest.raises(ValueError, match="read-only"):
-        model.scale_tile[0, 0, 0] = 1
+        model.base[0, 0] = 1
 
 
-def test_scales_interpolate_in_integers():
-    table = np.array([0, 100, -31, 7], np.int16).reshape(1, 4, 1)
-    assert interpolate(table, 1, 4).ravel().tolist() == [0, 100, -31, 7]
-    assert interpolate(table, 1, 2).ravel().tolist() == [0, -31]
-    # Frequencies 0, 4/3 and 8/3 of the table's: (100 * 2 - 31) // 3 and (-31 + 7 * 2) // 3, rounded down.
-    assert interpolate(table, 1, 3).ravel().tolist() == [0, 56, -6]
-    assert interpolate(table, 1, 1).ravel().tolist() == [0]
+@pytest.mark.parametrize("row", [0, 5, 20, 60, 95])
+def test_costs_are_those_of_the_coder(model, row):
+    for size in range(17):
+        starts, freqs = np.empty((2, 64), np.uint32)
+        symbol, where = np.array([size], np.int32), np.array([row], np.uint16)
+        count = _collect(symbol, where, model.tables.packed, starts, freqs)
+        assert -np.log2(freqs[:count] / 65536).sum() == pytest.approx(float(model.cost[row, size]), abs=1e-3)

@@ -1,0 +1,120 @@
+"""Orthonormal bases over the channels, stored as bytes.
+
+A basis has C rows, one per component. Codecs of up to `LARGEST_GROUP` channels have one group of all of them; more
+channels are cut into groups of equal size (the last may be smaller) with a basis each, so that a codec of 8192 channels
+stays a few megabytes and its calibration a few minutes. The components of all groups share one order, by falling
+variance.
+
+    stored   int8 (K, G): row k is component k over the channels of its group, largest entry 127
+    used     float32, made orthonormal again: the rounding to bytes then costs below 0.1 % of the rate
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LARGEST_GROUP", "Basis", "Predictor", "group_starts", "orthonormal", "to_bytes"]
+
+LARGEST_GROUP = 1024
+_SPLIT_GROUP = 512
+_NEWTON_STEPS = 3
+
+FloatArray = NDArray[np.float32]
+
+
+def group_starts(channels: int) -> list[int]:
+    """Where the groups of channels begin, and the end: [0, C] for one group."""
+    if channels <= LARGEST_GROUP:
+        return [0, channels]
+    size = -(-channels // -(-channels // _SPLIT_GROUP))
+    return [*range(0, channels, size), channels]
+
+
+def to_bytes(rows: NDArray[Any]) -> NDArray[np.int8]:
+    """(n, G) rows of a basis, each scaled to its largest entry."""
+    largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30)
+    return np.asarray(np.rint(rows / largest * 127), np.int8)
+
+
+def orthonormal(rows: NDArray[np.int8]) -> FloatArray:
+    """The orthonormal rows nearest to some that are almost so: their polar factor.
+
+    Newton and Schulz (Higham 2008, Functions of Matrices, 8.3): starts within a few per cent, and errors square.
+    """
+    x = rows.astype(np.float32)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
+    for _ in range(_NEWTON_STEPS):
+        x = np.float32(1.5) * x - np.float32(0.5) * ((x @ x.T) @ x)
+    return x
+
+
+class Basis:
+    """One basis ready for use: float32 components of tokens and back.
+
+    Args:
+        rows: int8 (K, G).
+        group: uint8 (K,), group of each component.
+        starts: of the groups, and the end.
+    """
+
+    def __init__(self, rows: NDArray[np.int8], group: NDArray[np.uint8], starts: list[int]) -> None:
+        self._parts: list[tuple[slice, NDArray[np.int64], FloatArray]] = []
+        for number, (start, end) in enumerate(pairwise(starts)):
+            members = np.flatnonzero(group == number)
+            part = np.ascontiguousarray(orthonormal(rows[members, : end - start]))
+            self._parts.append((slice(start, end), members, part))
+        self._channels = starts[-1]
+
+    def forward(self, x: FloatArray, depth: int) -> FloatArray:
+        """Tokens (n, C) to their first `depth` components (n, depth)."""
+        if len(self._parts) == 1:
+            return np.asarray(x @ self._parts[0][2][:depth].T)
+        y = np.empty((len(x), depth), np.float32)
+        for channels, members, part in self._parts:
+            count = int(np.searchsorted(members, depth))
+            y[:, members[:count]] = x[:, channels] @ part[:count].T
+        return y
+
+    def inverse(self, y: FloatArray) -> FloatArray:
+        """The first components (n, depth) to tokens (n, C)."""
+        depth = y.shape[1]
+        if len(self._parts) == 1:
+            return np.asarray(y @ self._parts[0][2][:depth])
+        x = np.empty((len(y), self._channels), np.float32)
+        for channels, members, part in self._parts:
+            count = int(np.searchsorted(members, depth))
+            x[:, channels] = y[:, members[:count]] @ part[:count]
+        return x
+
+
+class Predictor:
+    """Predicts a prefix token from the components of the root; like a basis, but not orthonormal.
+
+    Args:
+        rows: int8 (K, G).
+        scale: float32 (K,), of each row.
+        group: uint8 (K,), group of each component of the root.
+        starts: of the groups, and the end.
+    """
+
+    def __init__(
+        self, rows: NDArray[np.int8], scale: NDArray[np.float32], group: NDArray[np.uint8], starts: list[int]
+    ) -> None:
+        self._parts = []
+        for number, (start, end) in enumerate(pairwise(starts)):
+            members = np.flatnonzero(group == number)
+            part = rows[members, : end - start] * scale[members, None]
+            self._parts.append((slice(start, end), members, np.ascontiguousarray(part, np.float32)))
+        self._channels = starts[-1]
+
+    def __call__(self, root: FloatArray) -> FloatArray:
+        """Components (K,) of the root to a token (C,)."""
+        x = np.zeros(self._channels, np.float32)
+        for channels, members, part in self._parts:
+            used = members[: int(np.searchsorted(members, root.size))]
+            x[channels] = root[used] @ part[: used.size]
+        return x

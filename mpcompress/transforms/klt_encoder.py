@@ -1,0 +1,238 @@
+"""Features of one sample to symbols, in a closed loop: what is predicted is predicted from what the decoder will have.
+
+    x (L, C) ──► minus means ──► far tokens aside ──► pyramid ──► root, prefix tokens, levels coarse to fine, far tokens
+    each group of rows ──► minus the slope of the decoded low-pass ──► its KLT ──► quantiser ──► decoded values
+
+The pyramid and the bases are orthonormal, so the error of the features is that of the coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpcompress.transforms.klt_basis import Basis
+from mpcompress.transforms.klt_context import Memory, new_memory
+from mpcompress.transforms.klt_engine import Engine, split_all
+from mpcompress.transforms.klt_far import fill
+from mpcompress.transforms.klt_haar import merge
+from mpcompress.transforms.klt_kernels import quantise_rows
+from mpcompress.transforms.klt_pyramid import Plan
+from mpcompress.transforms.klt_statistics import Statistics, Steps
+from mpcompress.transforms.scratch import Scratch
+
+__all__ = ["DEAD_ZONE", "Encoder", "Group", "Sample", "Symbols"]
+
+DEAD_ZONE = -1.0
+"""A rate that turns the search off."""
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is to be coded: x float32 (prefix + height * width, C), and its far tokens among the patches."""
+
+    x: FloatArray
+    prefix: int
+    height: int
+    width: int
+    far: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Symbols of one sample in the order of the stream, and what they leave.
+
+    Args:
+        index: int32 (n,), row * K + k.
+        classes: uint16 (n,).
+        values: int32 (n,).
+        error: sum of squared differences of the decoded features, before they are rounded to a dtype.
+    """
+
+    index: NDArray[np.int32]
+    classes: NDArray[np.uint16]
+    values: NDArray[np.int32]
+    error: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """What an observer sees of rows of one kind.
+
+    Args:
+        kind: of the rows.
+        first: row of the first.
+        x: (n, depth) coefficients after the prediction from coarser levels.
+        field: (n + 1, depth) as decoded; row 0 is zero.
+        energy: sum of squares of all K coefficients of the rows.
+        begin: first symbol of the group.
+        end: and one past its last.
+    """
+
+    kind: int
+    first: int
+    x: FloatArray
+    field: FloatArray
+    energy: float
+    begin: int
+    end: int
+
+
+Observer = Callable[[Group], None]
+
+
+class Encoder:
+    """Quantises samples of one codec, one at a time.
+
+    Attributes:
+        reconstruct: whether to keep the decoded features of the last sample.
+        decoded: these, without the means; None unless asked for.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._scratch = Scratch()
+        self._memory: Memory = new_memory(0, 0)
+        self._lists: tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]] | None = None
+
+    def quantise(
+        self, sample: Sample, steps: Steps, statistics: Statistics, rate: float, observe: Observer | None = None
+    ) -> Symbols | None:
+        """Symbols of a sample; None when a value is not finite or too large for the step."""
+        run = _Run(self, sample, steps, statistics, rate, observe)
+        if not run.code():
+            return None
+        index, classes, values = run.lists
+        n = run.count
+        return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), max(run.error, 0.0))
+
+    def _room(self, rows: int) -> tuple[Memory, tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]]]:
+        """Memory and lists for so many rows, from the last time when they are large enough."""
+        components = self._engine.model.components
+        if self._lists is None or len(self._memory[0]) < rows + 1:
+            self._memory = new_memory(rows, components)
+            size = rows * components
+            self._lists = np.empty(size, np.int32), np.empty(size, np.uint16), np.empty(size, np.int32)
+        memory, lists = self._memory, self._lists
+        if rows * components > _KEPT_ELEMENTS:
+            self._lists = None
+        memory[3].fill(0)
+        return memory, lists
+
+
+_KEPT_ELEMENTS = 1 << 22
+
+
+class _Run:
+    """The coding of one sample."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        sample: Sample,
+        steps: Steps,
+        statistics: Statistics,
+        rate: float,
+        observe: Observer | None,
+    ) -> None:
+        self._engine, self._scratch = encoder._engine, encoder._scratch
+        self._sample, self._steps, self._statistics = sample, steps, statistics
+        self._rate, self._observe = np.float32(rate), observe
+        self._plan = self._engine.plan(sample.prefix, sample.height, sample.width, sample.far.size)
+        self._memory, self.lists = encoder._room(self._plan.rows)
+        self._ok = True
+        self.count = 0
+        self.error = 0.0
+
+    def code(self) -> bool:
+        """Codes all rows; False when a value cannot be."""
+        engine, sample, plan = self._engine, self._sample, self._plan
+        grid, apart = self._centred()
+        root, details = split_all(grid, plan, self._scratch)
+        field = self._group(1, root.reshape(1, -1), prefix=False)
+        if field is None:
+            return False
+        low = engine.root.inverse(field[1:]).reshape(1, 1, -1)
+        heads = sample.x[: sample.prefix] - engine.head_mean(sample.prefix)
+        for number in range(sample.prefix):
+            known = number < len(engine.predictors)
+            head = heads[number] - engine.predictors[number](field[1]) if known else heads[number]
+            if self._group(2 + number, head[None], prefix=known) is None:
+                return False
+        if not self._levels(plan, low, details):
+            return False
+        return apart is None or self._group(plan.rows - len(apart) + 1, apart, prefix=False) is not None
+
+    def _centred(self) -> tuple[FloatArray, FloatArray | None]:
+        """The grid (h, w, C) less the means, without far tokens; and these, less theirs."""
+        sample, engine = self._sample, self._engine
+        patches = sample.x[sample.prefix :]
+        grid = self._scratch.take("grid", sample.height, sample.width, patches.shape[1])
+        np.subtract(patches, engine.patch_mean(sample.height, sample.width), out=grid.reshape(patches.shape))
+        if not sample.far.size:
+            return grid, None
+        fill(grid, sample.far)
+        return grid, patches[sample.far] - engine.model.far_mean
+
+    def _levels(self, plan: Plan, low: FloatArray, details: list[list[FloatArray]]) -> bool:
+        engine = self._engine
+        for level, parts in zip(plan.levels, details, strict=True):
+            engine.take_slope(level, low, parts, -1)
+            decoded: list[FloatArray] = []
+            for orientation, part in enumerate(parts):
+                first = level.first[orientation]
+                if first == level.first[orientation + 1]:
+                    decoded.append(part)
+                    continue
+                field = self._group(first, part.reshape(-1, part.shape[2]), prefix=False)
+                if field is None:
+                    return False
+                if level.depth:
+                    decoded.append(decode_details(self._basis(first), field[1:], part.shape))
+            if level.depth:
+                engine.take_slope(level, low, decoded, 1)
+                above = np.empty((level.h, level.w, low.shape[2]), np.float32)
+                merge(low, decoded[0], decoded[1], decoded[2], level.y_low, level.x_low, above)
+                low = above
+        return True
+
+    def _basis(self, first: int) -> Basis:
+        basis: Basis = self._engine.bases[int(self._plan.kind[first])]
+        return basis
+
+    def _group(self, first: int, rows: FloatArray, *, prefix: bool) -> FloatArray | None:
+        """Codes rows (n, C) of one kind; returns their field (n + 1, depth), or None when a value cannot be coded."""
+        engine, statistics = self._engine, self._statistics
+        kind = int(self._plan.kind[first])
+        depth = statistics.last[kind]
+        x = np.ascontiguousarray(engine.bases[kind].forward(rows, depth))
+        field = np.empty((len(rows) + 1, depth), np.float32)
+        begin = self.count
+        self.count = quantise_rows(
+            *(x, first, kind, self._plan.neighbours, statistics.kernel, self._memory),
+            *(engine.model.cost, engine.model.centroid, engine.feedback[kind]),
+            *(self._steps.size(prefix=prefix), self._rate, field, *self.lists, begin),
+        )
+        if self.count < 0:
+            return None
+        energy, left = _energy(rows), x - field[1:]
+        self.error += _energy(left) + (energy - _energy(x) if depth < rows.shape[1] else 0.0)
+        if self._observe is not None:
+            self._observe(Group(kind, first, x, field, energy, begin, self.count))
+        return field
+
+
+def decode_details(basis: Basis, field: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Components (n, depth) as details (down, across, C); the last columns of zeros cost nothing."""
+    used = np.flatnonzero(field.any(axis=0))
+    depth = int(used[-1]) + 1 if used.size else 0
+    return np.ascontiguousarray(basis.inverse(field[:, :depth])).reshape(shape)
+
+
+def _energy(values: FloatArray) -> float:
+    return float(np.vdot(values, values))

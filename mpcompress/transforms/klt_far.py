@@ -1,0 +1,48 @@
+"""Far tokens: a few with massive activations, which would ruin the low-pass of their neighbours.
+
+They are coded on their own, about a mean of their own, and replaced on the grid by what is around them. Massive
+activations: Sun et al. 2024, arXiv 2402.17762; Darcet et al. 2024, arXiv 2309.16588.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["fill", "find_far", "most_far"]
+
+_FACTOR = 40.0
+
+FloatArray = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def most_far(tokens: int) -> int:
+    """At most so many of `tokens` are far."""
+    return max(1, tokens // 20)
+
+
+def find_far(centred: FloatArray) -> Ints:
+    """Indices of tokens (n, C), means subtracted, whose energy is far beyond the median; none when they are many."""
+    with np.errstate(over="ignore"):
+        energy = np.einsum("nc,nc->n", centred, centred)
+    median = float(np.median(energy))
+    if len(energy) < 2 or not float(energy.max()) > _FACTOR * median:
+        return np.zeros(0, np.int64)
+    found = np.flatnonzero(energy > _FACTOR * median)
+    return found if found.size <= most_far(len(energy)) else np.zeros(0, np.int64)
+
+
+def fill(grid: FloatArray, far: Ints) -> None:
+    """Replaces tokens of an (h, w, C) grid, in place, by the mean of their neighbours that are not far."""
+    h, w = grid.shape[:2]
+    near = np.ones((h, w), bool)
+    near.flat[far] = False
+    if not near.any():
+        return
+    everywhere = grid[near].mean(axis=0)
+    for index in far:
+        i, j = divmod(int(index), w)
+        window = slice(max(i - 1, 0), i + 2), slice(max(j - 1, 0), j + 2)
+        around = near[window]
+        grid[i, j] = grid[window][around].mean(axis=0) if around.any() else everywhere

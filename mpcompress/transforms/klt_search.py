@@ -1,0 +1,209 @@
+"""Choosing how to code an item: its far tokens, its gain, and the qp that reaches a target.
+
+qp given        one trial; features unlike the calibration set get a second with the gain that fits them
+target given    the codec's expected points say where to begin; each trial corrects the guess, three as a rule
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpcompress.codec import CodingParams
+from mpcompress.entropy.rans import encode
+from mpcompress.errors import OutOfRangeError
+from mpcompress.transforms.klt_context import UNITS
+from mpcompress.transforms.klt_domain import Domain
+from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder, Sample, Symbols
+from mpcompress.transforms.klt_engine import Engine
+from mpcompress.transforms.klt_far import find_far
+from mpcompress.transforms.klt_model import MAX_GAIN, KltModel
+from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
+from mpcompress.transforms.klt_state import KltState, effort_of
+from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
+
+__all__ = ["Item", "Trial", "search"]
+
+_MAX_TRIALS = 10
+_CLOSE = 0.012  # of the target, relative: stop there
+_REACHED = 0.03
+_TOO_LOUD = 0.16  # mean squared error in squared steps: more than quantising costs, so too much was not coded
+_GAIN_WORTH_IT = UNITS
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What is to be coded, x float32 (samples, tokens, C), and with what."""
+
+    model: KltModel
+    x: FloatArray
+    params: CodingParams
+    encoder: Encoder
+    engine: Engine
+    statistics: StatisticsCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """An item coded at one state.
+
+    `error` is the sum of squared errors; `stream` is there when a target needed its size.
+    """
+
+    state: KltState
+    symbols: tuple[Symbols, ...]
+    error: float
+    nmse: float
+    distance: float | None
+    domain_gain: int
+    stream: bytes = b""
+    target_reached: bool | None = None
+
+    def encode(self, model: KltModel) -> bytes:
+        """The stream."""
+        if len(self.symbols) == 1:
+            return encode(self.symbols[0].values, self.symbols[0].classes, model.tables)
+        values = np.concatenate([part.values for part in self.symbols])
+        return encode(values, np.concatenate([part.classes for part in self.symbols]), model.tables)
+
+
+def search(item: Item) -> Trial:
+    """The trial to send.
+
+    Raises:
+        OutOfRangeError: a value too large for the step, or, when the params ask for it, a target out of reach.
+    """
+    params = item.params
+    first = KltState.of(params, item.model.qp.default if params.qp_eighths is None else params.qp_eighths)
+    first = replace(first, far=_far_tokens(item, first))
+    variance = _variance(item.x)
+    if params.target_bpfp is not None or params.target_nmse is not None:
+        return _reach(item, first, variance)
+    return _with_gain(item, _trial(item, first, variance), variance)
+
+
+def _far_tokens(item: Item, state: KltState) -> tuple[int, ...]:
+    patches = state.height * state.width
+    mean = item.engine.patch_mean(state.height, state.width)
+    found: list[int] = []
+    for number, sample in enumerate(item.x):
+        found += (find_far(sample[state.prefix :] - mean) + number * patches).tolist()
+    return tuple(found)
+
+
+def _trial(item: Item, state: KltState, variance: float) -> Trial:
+    steps = Steps.of(item.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
+    statistics = item.statistics.at(steps)
+    rate = item.model.rate if effort_of(item.params) else DEAD_ZONE
+    domain = Domain(item.model)
+    found = []
+    for number, x in enumerate(item.x):
+        sample = Sample(x, state.prefix, state.height, state.width, state.far_of(number))
+        symbols = item.encoder.quantise(sample, steps, statistics, rate, domain)
+        if symbols is None:
+            raise _too_large(item.x)
+        found.append(symbols)
+    error = sum(symbols.error for symbols in found)
+    nmse = error / item.x.size / variance if variance > 0 else (0.0 if error == 0 else math.inf)
+    return Trial(
+        state=state,
+        symbols=tuple(found),
+        error=error,
+        nmse=nmse,
+        distance=domain.distance(),
+        domain_gain=domain.gain(),
+    )
+
+
+def _with_gain(item: Item, trial: Trial, variance: float) -> Trial:
+    """Raises the gain while what is not coded costs more than quantising; lowers it for faint tensors."""
+    step = float(Steps.of(item.model, trial.state.qp_eighths, 0, 0).size(prefix=False))
+    loud = _TOO_LOUD * step**2 * item.x.size
+    energy = float(np.vdot(item.x, item.x))
+    while trial.error > loud + 1e-5 * energy and trial.state.gain_eighths < MAX_GAIN:
+        gain = max(trial.state.gain_eighths + UNITS, min(trial.domain_gain, MAX_GAIN))
+        trial = _trial(item, replace(trial.state, gain_eighths=min(gain, MAX_GAIN)), variance)
+    return trial
+
+
+def _reach(item: Item, first: KltState, variance: float) -> Trial:
+    """A secant search in the logarithms, from the codec's expected points."""
+    params, model = item.params, item.model
+    by_rate = params.target_bpfp is not None
+    target = params.target_bpfp if params.target_bpfp is not None else params.target_nmse
+    assert target is not None
+    column = 1 if by_rate else 2
+    goal = math.log(target)
+    qps, values = model.points[:, 0].astype(np.float64), np.log(np.maximum(model.points[:, column], 1e-9))
+    low, high = float(model.qp.minimum), float(model.qp.maximum)
+    shift = 0.0
+    best: tuple[float, Trial] | None = None
+    tried: dict[int, float] = {}
+    for _ in range(_MAX_TRIALS):
+        qp = _guess(qps, values + shift, goal, low, high)
+        if qp in tried:
+            break
+        trial = _with_gain(item, _trial(item, replace(first, qp_eighths=qp), variance), variance)
+        if by_rate:
+            stream = trial.encode(model)
+            trial = replace(trial, stream=stream)
+            value = math.log(8 * (len(stream) + UNIT_OVERHEAD_BYTES) / item.x.size)
+        else:
+            value = math.log(max(trial.nmse, 1e-30))
+        tried[qp] = value
+        miss = abs(value - goal)
+        if best is None or miss < best[0]:
+            best = miss, trial
+        if miss < _CLOSE:
+            break
+        # Bits fall and errors rise with qp: what was tried bounds the rest.
+        if (value > goal) == by_rate:
+            low = qp + 1.0
+        else:
+            high = qp - 1.0
+        if low > high:
+            break
+        shift += value - float(np.interp(qp, qps, values + shift))
+    assert best is not None
+    reached = best[0] <= math.log1p(_REACHED)
+    if not reached and params.target_policy == "error":
+        name = "target_bpfp" if by_rate else "target_nmse"
+        said = f"{name} {target:g} is out of reach: the nearest is {math.exp(tried[best[1].state.qp_eighths]):.4g}"
+        raise OutOfRangeError(f"{said} at qp {best[1].state.qp_eighths / 8:g}", field=f"params.{name}")
+    return replace(best[1], target_reached=reached)
+
+
+def _guess(qps: NDArray[np.float64], values: NDArray[np.float64], goal: float, low: float, high: float) -> int:
+    """Where the curve meets the goal, between low and high; its ends go on straight."""
+    order = np.argsort(values)
+    x, y = values[order], qps[order]
+    if goal < x[0] or goal > x[-1]:
+        i, j = (0, 1) if goal < x[0] else (-1, -2)
+        slope = (y[j] - y[i]) / min(x[j] - x[i], -1e-6) if x[j] < x[i] else (y[j] - y[i]) / max(x[j] - x[i], 1e-6)
+        found = y[i] + slope * (goal - x[i])
+    else:
+        found = float(np.interp(goal, x, y))
+    return round(float(min(max(found, low), high)))
+
+
+def _variance(x: FloatArray) -> float:
+    """Of all elements; in float32 sums where that is exact enough."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, square = float(x.mean()), float(np.vdot(x, x)) / x.size
+    variance = square - mean**2
+    if not math.isfinite(variance) or variance < 0.01 * square:
+        return float(np.var(x, dtype=np.float64))
+    return variance
+
+
+def _too_large(x: FloatArray) -> OutOfRangeError:
+    """Names the largest element."""
+    magnitude = np.abs(x)
+    where = tuple(int(i) for i in np.unravel_index(int(np.argmax(magnitude)), x.shape))
+    shown = list(where if x.shape[0] > 1 else where[1:])
+    return OutOfRangeError(f"h{shown} is {float(x[where]):g}: too large for this qp", field="tensors[0]")

@@ -1,0 +1,105 @@
+"""What a codec knows at one step: integers only, from its stored tables. See `klt_context`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpcompress.transforms.klt_context import (
+    CLASS_SHIFT,
+    CLASSES,
+    FEATURES,
+    LEVEL_LIMIT,
+    UNITS,
+    WEIGHT_LIMIT,
+    log2_table,
+)
+from mpcompress.transforms.klt_model import LEVEL_BUCKETS, KltModel
+
+_CACHED = 64
+_CACHED_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Quantiser of a unit, in 1/48 octave: log2 of the patches' step, the prefix tokens' less it, and the gain."""
+
+    patch: int
+    prefix_offset: int
+    gain: int
+
+    @classmethod
+    def of(cls, model: KltModel, qp_eighths: int, prefix_qp_offset_eighths: int, gain_eighths: int) -> Steps:
+        """The steps of a unit with this state."""
+        return cls(model.base_log2 + qp_eighths, prefix_qp_offset_eighths, gain_eighths)
+
+    def size(self, *, prefix: bool) -> np.float32:
+        """2^(units / 48), of the prefix tokens' step or of the patches'."""
+        return np.float32(2.0 ** ((self.patch + (self.prefix_offset if prefix else 0)) / UNITS))
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What the kernels take, and how many components of each kind may be coded."""
+
+    kernel: tuple[Any, ...]
+    last: list[int]
+    nbytes: int
+
+
+class StatisticsCache:
+    """Statistics of one codec, the latest kept. For one thread at a time."""
+
+    def __init__(self, model: KltModel) -> None:
+        self._model = model
+        self._kept: OrderedDict[Steps, Statistics] = OrderedDict()
+
+    def at(self, steps: Steps) -> Statistics:
+        """Statistics at these steps."""
+        found = self._kept.get(steps)
+        if found is None:
+            found = self._kept[steps] = statistics_at(self._model, steps)
+            while len(self._kept) > 1 and (
+                len(self._kept) > _CACHED or sum(kept.nbytes for kept in self._kept.values()) > _CACHED_BYTES
+            ):
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(steps)
+        return found
+
+
+def statistics_at(model: KltModel, steps: Steps) -> Statistics:
+    """Levels, weights and calibrated classes of every kind and component at these steps."""
+    kinds, components = model.base.shape
+    offset = np.zeros(kinds, np.int32)
+    offset[1 : 1 + model.prefix_tokens] = steps.prefix_offset
+    above = model.base.astype(np.int32) - offset[:, None] + (steps.gain - steps.patch - model.cutoff)
+    bucket = np.clip(above // UNITS + 2, 0, LEVEL_BUCKETS - 1)
+    octave = np.array([(k + 1).bit_length() - 1 for k in range(components)])
+    weight = (
+        model.weight_kind[:, None].astype(np.int32)
+        + model.weight_level[bucket]
+        + model.weight_component[np.minimum(octave, len(model.weight_component) - 1)]
+    )
+    own = np.clip(above >> CLASS_SHIFT, 0, CLASSES - 1).astype(np.int16)
+    level = np.clip(above + weight[..., FEATURES], -LEVEL_LIMIT, LEVEL_LIMIT).astype(np.int16)
+    coded = level >= 0
+    last = np.where(coded.any(1), components - np.argmax(coded[:, ::-1], 1), 0).astype(np.int32)
+    clipped = np.clip(weight[..., :FEATURES], -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int16)
+    arrays: tuple[NDArray[Any], ...] = (
+        level,
+        np.ascontiguousarray(clipped.transpose(0, 2, 1)),
+        own,
+        last,
+        model.evidence,
+        model.worth,
+        log2_table(),
+    )
+    for array in arrays:
+        array.flags.writeable = False
+    nbytes = sum(array.nbytes for array in arrays[:4])
+    return Statistics((*arrays, model.cutoff), [int(value) for value in last], nbytes)
