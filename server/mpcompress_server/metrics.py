@@ -142,6 +142,11 @@ class _State(Collector):
             _gauge("mpcompress_codec_ready", "1: items can be coded.", ("codec",), ready),
             _batches(counters.batches),
         ]
+        if fleet.slots is not None:
+            metrics += [
+                _gauge("mpcompress_slots", "Encoders that may run at a time.", (), {(): fleet.slots.count}),
+                _gauge("mpcompress_slots_busy", "Those that do.", (), {(): len(fleet.slots.running)}),
+            ]
         if self.budget is not None:
             budget = self.budget
             metrics += [

@@ -21,14 +21,16 @@ from mpcompress_server.sections import Seconds, Section, is_private
 
 REMOTE_FILES = ("ca", "cert", "key", "token_file")
 _ADDRESS = r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/,\s]+):\d{1,5}"
-_TARGET = re.compile(rf"unix:\S+|(dns:///)?{_ADDRESS}|ipv[46]:{_ADDRESS}(,{_ADDRESS})*")
+_HOST_PORT = r"([^/\s]+)"
+_TARGET = re.compile(rf"unix:\S+|(dns://{_HOST_PORT}?/)?{_ADDRESS}|ipv[46]:{_ADDRESS}(,{_ADDRESS})*")
 
 
 class RemoteOptions(Section):
     """Another server. Entries with equal options share its connections."""
 
     target: str
-    """HOST:PORT, dns:///HOST:PORT, ipv4:A:PORT,B:PORT or unix:PATH; items go to all addresses of a name in turn."""
+    """HOST:PORT, dns:///HOST:PORT (dns://SERVER/HOST:PORT asks that name server), ipv4:A:PORT,B:PORT or unix:PATH; items
+    go to all addresses of a name in turn."""
     tls: bool = False
     """Talk TLS and trust the system's authorities; `ca` and `cert` say so as well."""
     ca: str | None = None
