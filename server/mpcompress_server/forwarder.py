@@ -68,7 +68,9 @@ class Forwarder:
         """Does nothing."""
 
     async def close(self) -> None:
-        """Fails all jobs; the last codec of a server closes its connections."""
+        """Fails all jobs; the last codec of a server closes its connections. Closing twice is harmless."""
+        if self._closing:
+            return
         self._closing = True
         tasks = list(self._tasks.values())
         for task in tasks:

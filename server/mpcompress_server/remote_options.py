@@ -29,8 +29,10 @@ class RemoteOptions(Section):
     """Another server. Entries with equal options share its connections."""
 
     target: str
-    """HOST:PORT, dns:///HOST:PORT (dns://SERVER/HOST:PORT asks that name server), ipv4:A:PORT,B:PORT or unix:PATH; items
-    go to all addresses of a name in turn."""
+    """HOST:PORT, dns:///HOST:PORT (dns://SERVER/HOST:PORT asks that name server), ipv4:A:PORT,B:PORT or unix:PATH.
+
+    Items go to all addresses of a name in turn.
+    """
     tls: bool = False
     """Talk TLS and trust the system's authorities; `ca` and `cert` say so as well."""
     ca: str | None = None
