@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import click
 
 from mpcompress_client.cli.files import write_whole
-from mpcompress_client.cli.progress import bar
+from mpcompress_client.cli.progress import Watch, bar
 from mpcompress_client.cli.resume import Record
 from mpcompress_client.cli.sources import PIPE, Job
 from mpcompress_client.errors import (
@@ -51,6 +51,7 @@ class Batch(Generic[InputT, ResultT]):
         encode: the bytes of a result's file, and facts about it. May raise as `read`.
         record: what earlier calls have done, where the results of this one are noted; None notes nothing.
         fatal: errors of one item that every other would meet too.
+        watch: hears where the items are, for the bar.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Batch(Generic[InputT, ResultT]):
     encode: Callable[[Job, ResultT], tuple[bytes, dict[str, Any]]]
     record: Record | None
     fatal: tuple[type[MPCompressError], ...] = FATAL
+    watch: Watch | None = None
 
     def run(self, jobs: Sequence[Job], *, resume: bool) -> Outcome:
         """Does the jobs; with `resume` only those that are not done.
@@ -83,7 +85,7 @@ class Batch(Generic[InputT, ResultT]):
                 started.append((job, None))
                 yield value
 
-        with bar(self.title, len(jobs)) as advance:
+        with bar(self.title, len(jobs), self.watch) as advance:
             moved = 0
 
             def settle(result: ResultT | MPCompressError | None) -> None:
@@ -111,7 +113,8 @@ class Batch(Generic[InputT, ResultT]):
         if resume and self._is_done(job):
             outcome.skipped.append(str(job.output))
             return outcome
-        (result,) = self.code([self.read(job)])
+        with bar(self.title, 1, self.watch):
+            (result,) = self.code([self.read(job)])
         if isinstance(result, MPCompressError):
             raise result
         outcome.done.append(self._written(job, result))

@@ -17,6 +17,7 @@ from mpcompress_client.cli.options import (
     place_option,
     resume_option,
 )
+from mpcompress_client.cli.progress import Watch
 from mpcompress_client.cli.results import emit_batch, say
 from mpcompress_client.cli.resume import Record
 from mpcompress_client.cli.server import Server, server_options
@@ -74,13 +75,14 @@ def compress(
             edge = EdgeCodec.load(codec, target=source)
         made = _made(edge.info.id, edge.info, arguments)
         return _compress(todo, resume, as_json, made, _each(edge.compress, arguments))
+    watch = Watch()
     with server.connect() as client:
         info = {info.id: info for info in client.codecs()}.get(codec) if todo.batch or resume else None
 
         def code(items: Iterable[Any]) -> Iterator[CodedUnit | MPCompressError]:
-            return client.compress_many(items, codec=codec, errors="return", **arguments)
+            return client.compress_many(items, codec=codec, errors="return", progress=watch.if_seen(), **arguments)
 
-        return _compress(todo, resume, as_json, _made(codec, info, arguments), code)
+        return _compress(todo, resume, as_json, _made(codec, info, arguments), code, watch)
 
 
 def _made(codec: str, info: CodecInfo | None, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +95,9 @@ def _made(codec: str, info: CodecInfo | None, arguments: dict[str, Any]) -> dict
     return {"codec": codec, "fingerprint": info.fingerprint.hex(), **given}
 
 
-def _compress(todo: Plan, resume: bool, as_json: bool, made: dict[str, Any], code: Any) -> int:
+def _compress(
+    todo: Plan, resume: bool, as_json: bool, made: dict[str, Any], code: Any, watch: Watch | None = None
+) -> int:
     def encode(job: Job, unit: CodedUnit) -> tuple[bytes, dict[str, Any]]:
         data = unit.to_bytes()
         return data, facts_of(unit, job.output, len(data))
@@ -105,6 +109,7 @@ def _compress(todo: Plan, resume: bool, as_json: bool, made: dict[str, Any], cod
         encode=encode,
         record=_record(todo, resume, made),
         fatal=(*FATAL, UnknownCodecError, CodecUnavailableError),
+        watch=watch,
     )
     outcome = _run(work, todo, resume)
     if todo.batch:

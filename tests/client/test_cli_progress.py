@@ -1,0 +1,70 @@
+"""What a person sees of an item that takes long."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pty
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from own_server import own_server
+
+from mpcompress_client import Progress
+from mpcompress_client.cli.progress import words_of
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ({"stage": "accepted"}, ""),
+        ({"stage": "queued", "queue_position": 2}, "item 4: queued, 2 before it"),
+        ({"stage": "queued", "queue_position": 0, "elapsed_s": 12.3}, "item 4: queued, 0 before it, 12 s"),
+        ({"stage": "started"}, "item 4: being coded"),
+        ({"stage": "progress", "elapsed_s": 3.0}, "item 4: being coded, 3 s"),
+        ({"stage": "progress", "parts_done": 1, "parts_total": 4, "elapsed_s": 65.0}, "item 4: 1 of 4 parts, 65 s"),
+        ({"stage": "resubmitted"}, "item 4: sent again"),
+        ({"stage": "done"}, ""),
+    ],
+)
+def test_words_for_events(event, words):
+    assert words_of(Progress(index=3, **event)) == words
+
+
+@pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="needs the extra [vvc]")
+def test_a_terminal_shows_the_strips(tmp_path: Path):
+    np.save(tmp_path / "h.npy", np.random.default_rng(0).standard_normal((512, 256)).astype(np.float32))
+    with own_server(tmp_path, 'role = "vtm-worker"\n[[codecs]]\nid = "x265-dinov2-cls"\n') as address:
+        words = ["compress", str(tmp_path / "h.npy"), "-o", str(tmp_path / "h.mpc"), "--codec", "x265-dinov2-cls"]
+        words += ["--target", address, "--param", "strips=3", "--param", "speed=veryslow"]
+        ours, theirs = pty.openpty()
+        heard: list[bytes] = []
+
+        def listen() -> None:
+            try:
+                while data := os.read(ours, 4096):
+                    heard.append(data)
+            except OSError:  # the other end is closed
+                return
+
+        listening = threading.Thread(target=listen)
+        listening.start()
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+        try:
+            subprocess.run(
+                [sys.executable, "-c", "from mpcompress_client.cli import main; main()", *words],
+                stderr=theirs,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                timeout=120,
+                check=True,
+            )
+        finally:
+            os.close(theirs)
+            listening.join(30)
+            os.close(ours)
+    assert "item 1: 3 of 3 parts" in b"".join(heard).decode(errors="replace")
