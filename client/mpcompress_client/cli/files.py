@@ -67,7 +67,10 @@ def file_bytes(arrays: Array | Mapping[str, Array], suffix: str, name: str) -> b
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for key, array in named.items():
-            archive.writestr(f"{key}.npy", _npy(array))
+            # Without the time of writing: equal arrays make equal files.
+            entry = zipfile.ZipInfo(f"{key}.npy")
+            entry.external_attr = 0o600 << 16
+            archive.writestr(entry, _npy(array))
     return buffer.getvalue()
 
 
