@@ -119,6 +119,9 @@ def test_resume_does_what_is_left(mpcompress):
     assert again(*CODEC, "--qp", "30", "--param", "prefix_qp_offset_eighths=-24", "--local") == (0, 3)
     assert again(*CODEC, "--qp", "30") == (3, 0)
     assert again(*CODEC, "--token-res", "8x32") == (3, 0)
+    assert again(*CODEC, "--param", "target_bpfp=0.2") == (3, 0)
+    assert again(*CODEC, "--param", "target_bpfp=0.3") == (3, 0)
+    assert again(*CODEC, "--param", "target_bpfp=0.3", "--param", "effort=2") == (3, 0)
     assert again("--codec", BLOCK6) == (3, 0)
     os.utime("features/b.npy", ns=(5, 5))  # older than its unit, and still not the input that it was
     assert again("--codec", BLOCK6) == (1, 2)
