@@ -1,7 +1,14 @@
 # syntax=docker/dockerfile:1
-# The worker for picture codecs: the same program as `serve --role vtm-worker`, without torch. Mount a built
-# VTM (its bin/ and cfg/) at /opt/vtm, read-only, for the vtm-* codecs; without it they decode but do not encode.
+# The worker for picture codecs: the same program as `serve --role vtm-worker`, without torch. The vtm-* codecs need a
+# built VTM, its bin/ and cfg/: mounted at /opt/vtm, read-only, or built in by
+#   --build-context vtm=FOLDER
+# Without it they decode but do not encode; vvenc and x265 do both.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+
+# Stands for the build context of this name when none is given.
+FROM scratch AS vtm
+COPY docker/no-vtm /bin
+COPY docker/no-vtm /cfg
 
 FROM ${PYTHON_IMAGE} AS build
 ARG NUMBA_CPU_NAME=generic
@@ -28,6 +35,8 @@ FROM ${PYTHON_IMAGE}
 ARG NUMBA_CPU_NAME=generic
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin mpcompress
 COPY --from=build /opt/mpcompress /opt/mpcompress
+COPY --from=vtm /bin /opt/vtm/bin
+COPY --from=vtm /cfg /opt/vtm/cfg
 COPY docker/healthcheck.py /opt/mpcompress/healthcheck.py
 COPY docker/vtm-worker.toml /etc/mpcompress/server.toml
 ENV PATH=/opt/mpcompress/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

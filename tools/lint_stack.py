@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 _CERTS = "/etc/envoy/certs"
 
@@ -35,7 +37,9 @@ def checks() -> Iterator[tuple[str, str]]:
     yield "envoy tls", _envoy_tls()
     yield "promtool", _tool("promtool", "check", "config", "docker/prometheus/prometheus.yml")
     yield "promtool rules", _tool("promtool", "test", "rules", "docker/prometheus/tests.yml")
+    yield "metric names", _metric_names()
     yield "variables", _variables(compose)
+    yield "limits", _limits()
     yield "kustomize", _kustomize()
 
 
@@ -73,10 +77,38 @@ def _envoy_tls() -> str:
 
 
 def _variables(compose: list[str]) -> str:
-    """Every variable of the compose files is in .env.example, and the other way round."""
-    used = {name for file in compose for name in re.findall(r"\$\{([A-Z_]+)", (ROOT / file).read_text())}
-    documented = set(re.findall(r"(?m)^#([A-Z_]+)=", (ROOT / ".env.example").read_text()))
-    return "" if used == documented else f"not in both .env.example and compose files: {sorted(used ^ documented)}"
+    """Every variable of the compose files is in .env.example with its default, and the other way round."""
+    used: dict[str, str] = {}
+    for file in sorted(compose, key=len):  # the defaults of docker-compose.yml go before those of its overrides
+        for name, default in re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", (ROOT / file).read_text()):
+            used.setdefault(name, default)
+    documented = dict(re.findall(r"(?m)^#([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text()))
+    differing = sorted({name for name, _ in used.items() ^ documented.items()})
+    return f"not the same in .env.example and compose files: {differing}" if differing else ""
+
+
+def _limits() -> str:
+    """Every service has limits."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    limits = {
+        name: service.get("deploy", {}).get("resources", {}).get("limits", {}) for name, service in services.items()
+    }
+    without = sorted(name for name, limit in limits.items() if not limit.get("cpus") or not limit.get("memory"))
+    return f"no limit of CPUs and memory: {without}" if without else ""
+
+
+def _metric_names() -> str:
+    """Rules, alerts and panels ask for metrics of docs/metrics.md and for what the rules record, and for all of it."""
+    rules = "".join((ROOT / "docker/prometheus" / name).read_text() for name in ("recording.yml", "alerts.yml"))
+    panels = (ROOT / "docker/grafana/dashboards/mpcompress.json").read_text()
+    recorded = set(re.findall(r"record: (\S+)", rules))
+    asked = set(re.findall(r"[a-z_]+:mpcompress_\w+:\w+", re.sub(r"record: \S+", "", rules) + panels))
+    if recorded != asked:
+        return f"not both recorded and used: {sorted(recorded ^ asked)}"
+    known = set(re.findall(r"`(mpcompress_\w+)`", (ROOT / "docs/metrics.md").read_text()))
+    used = set(re.findall(r"(?<![:\w])mpcompress_[a-z_]+", rules + panels))
+    unknown = {name for name in used if re.sub("_(bucket|sum|count)$", "", name) not in known}
+    return f"not in docs/metrics.md: {sorted(unknown)}" if unknown else ""
 
 
 def _kustomize() -> str:

@@ -46,7 +46,19 @@ PANELS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
             ("sum by (job, operation) (rate(mpcompress_output_bytes_total[1m]))", "{{job}} {{operation}} out"),
         ),
     ),
-    ("Queue", "short", (("sum by (job, codec) (mpcompress_queue_items)", "{{job}} {{codec}}"),)),
+    (
+        "Items waiting for their codec",
+        "short",
+        (("sum by (job, codec) (mpcompress_queue_items)", "{{job}} {{codec}}"),),
+    ),
+    (
+        "Workers: encoders busy, items waiting for each",
+        "short",
+        (
+            ("job:mpcompress_slots:utilisation", "{{job}} busy, of 1"),
+            ("job:mpcompress_slots:queue_items", "{{job}} waiting"),
+        ),
+    ),
     ("Reserved bytes of the limit", "percentunit", (("job:mpcompress_inflight_bytes:utilisation", "{{job}}"),)),
     (
         "Codecs ready, servers up",
