@@ -98,7 +98,8 @@ class CodecSet:
         """The codec of that id. Raises UnknownCodecError."""
         if codec_id not in self._by_id:
             raise UnknownCodecError(
-                f"this server has no codec {_quoted(codec_id)}; ListCodecs names those it has", field="codec_id"
+                f"this server has no codec {_quoted(codec_id)}; ListCodecs (`mpcompress codecs`) names those it has",
+                field="codec_id",
             )
         return self._by_id[codec_id]
 
@@ -116,7 +117,8 @@ class CodecSet:
         if not same:
             if named is None:
                 raise UnknownCodecError(
-                    f"this server has no codec {_quoted(header.codec_id)} and none of fingerprint {wanted}",
+                    f"this server has no codec {_quoted(header.codec_id)} and none of fingerprint {wanted}: decode the "
+                    "unit where its codec is, or serve that here too",
                     field="unit.codec_id",
                 )
             here = named.known_format()[0].hex()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -35,36 +36,57 @@ def test_words_for_events(event, words):
     assert words_of(Progress(index=3, **event)) == words
 
 
+def seen_on_a_terminal(*words: str, code: int = 0) -> str:
+    """What the command writes to standard error when that is a terminal."""
+    ours, theirs = pty.openpty()
+    heard: list[bytes] = []
+
+    def listen() -> None:
+        try:
+            while data := os.read(ours, 4096):
+                heard.append(data)
+        except OSError:  # the other end is closed
+            return
+
+    listening = threading.Thread(target=listen)
+    listening.start()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "from mpcompress_client.cli import main; main()", *words],
+            stderr=theirs,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "160"},
+            timeout=120,
+        )
+    finally:
+        os.close(theirs)
+        listening.join(30)
+        os.close(ours)
+    assert done.returncode == code
+    return b"".join(heard).decode(errors="replace")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="needs the extra [vvc]")
 def test_a_terminal_shows_the_strips(tmp_path: Path):
     np.save(tmp_path / "h.npy", np.random.default_rng(0).standard_normal((512, 256)).astype(np.float32))
     with own_server(tmp_path, 'role = "vtm-worker"\n[[codecs]]\nid = "x265-dinov2-cls"\n') as address:
         words = ["compress", str(tmp_path / "h.npy"), "-o", str(tmp_path / "h.mpc"), "--codec", "x265-dinov2-cls"]
         words += ["--target", address, "--param", "strips=3", "--param", "speed=veryslow"]
-        ours, theirs = pty.openpty()
-        heard: list[bytes] = []
+        assert "item 1: 3 of 3 parts" in seen_on_a_terminal(*words)
 
-        def listen() -> None:
-            try:
-                while data := os.read(ours, 4096):
-                    heard.append(data)
-            except OSError:  # the other end is closed
-                return
 
-        listening = threading.Thread(target=listen)
-        listening.start()
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
-        try:
-            subprocess.run(
-                [sys.executable, "-c", "from mpcompress_client.cli import main; main()", *words],
-                stderr=theirs,
-                stdout=subprocess.DEVNULL,
-                env=environment,
-                timeout=120,
-                check=True,
-            )
-        finally:
-            os.close(theirs)
-            listening.join(30)
-            os.close(ours)
-    assert "item 1: 3 of 3 parts" in b"".join(heard).decode(errors="replace")
+def test_what_fails_has_a_line_of_its_own_and_what_was_done_counts_no_more(tmp_path: Path):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    good = np.load(Path(__file__).parents[1] / "data" / "features_final.npy")
+    for number, h in enumerate(good):
+        np.save(folder / f"{number}.npy", h)
+    np.save(folder / "nan.npy", np.full_like(good[0], np.nan))
+    words = ["compress", str(folder), "-o", str(tmp_path / "units"), "--local", "--codec", "klt-imgfocus-vits14-final"]
+    first = seen_on_a_terminal(*words, code=1)
+    assert "5/5" in first
+    # From the line's beginning, after what the bar had there was erased.
+    assert re.search(r"\r\x1b\[2Kmpcompress: [^\n]*nan.npy: [^\n]*\n", first)
+    again = seen_on_a_terminal(*words, "--resume", code=1)
+    assert "1/1" in again
+    assert "5/5" not in again

@@ -62,7 +62,7 @@ def test_family_parameters(client, final):
 
 
 def test_an_item_larger_than_a_message(client, final):
-    many = np.concatenate([final] * 8).astype(np.float32)  # 12 MiB, and more than 1 MiB as a unit at qp 0
+    many = np.concatenate([final] * 10).astype(np.float32)  # 15 MiB, and more than 1 MiB as a unit at qp 0
     unit = client.compress(many, codec=FINAL, qp=0)
     assert len(unit.payload) > 1 << 20
     assert nmse(many, client.decompress(unit)) < 1e-3

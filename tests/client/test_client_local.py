@@ -55,7 +55,7 @@ def test_bad_input_has_the_same_names_as_through_a_server(client, edge, final):
         (lambda x: None, {"qp": 99}),
         (lambda x: None, {"token_res": (15, 16)}),
         (lambda x: None, {"prefix_tokens": 300}),
-        (lambda x: None, {"target_bpfp": 0.5}),
+        (lambda x: None, {"target_bpfp": 0.5, "target_policy": "error", "effort": 9}),
     ):
         bad = h.copy()
         change(bad)
@@ -74,7 +74,7 @@ def test_units_that_are_not_this_codecs(edge, final, block6):
     unit = edge.compress(final[0])
     header = pb.CodedUnitHeader()
     header.CopyFrom(unit.header)
-    header.bitstream_version = 2
+    header.bitstream_version += 1
     with pytest.raises(CodecMismatchError):
         edge.decompress(CodedUnit(header=header, payload=unit.payload))
     header.CopyFrom(unit.header)

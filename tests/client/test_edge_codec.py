@@ -86,7 +86,7 @@ def test_the_file_travels_once(calibrated, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:-9] + b"\0" + data[-8:]]
+    "damage", [lambda data: data[:-1], lambda data: b"", lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]]
 )
 def test_a_damaged_cache_is_fetched_again(calibrated, tmp_path, damage):
     target, path = calibrated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -20,8 +21,11 @@ def own_server(folder: Path, config: str, *arguments: str) -> Iterator[str]:
     path.write_text(config)
     command = [sys.executable, "-m", "mpcompress_server", "serve", "--config", str(path), *arguments]
     command += ["--listen", "127.0.0.1:0", "--port-file", str(port_file)]
+    # As many threads as this process has: another number may round products of float32 matrices otherwise, and what
+    # comes back is compared in every bit.
+    environment = {"OPENBLAS_NUM_THREADS": str(os.cpu_count()), **os.environ}
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink)
+        process = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
     try:
         latest = time.monotonic() + _START_S
         while not port_file.exists() and time.monotonic() < latest:

@@ -12,6 +12,7 @@ second from then on, and at the end: memory, descriptors, threads, processes and
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import threading
@@ -20,6 +21,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+
+# Before numpy is imported, here and in the server: another number of threads may round products of float32 matrices
+# otherwise, and what comes back is compared in every bit.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 from tests.soak.cases import Case, make_cases
 from tests.soak.clients import Client

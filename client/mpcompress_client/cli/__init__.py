@@ -98,7 +98,8 @@ def _usage(error: click.UsageError) -> str:
     command = error.ctx.command_path if error.ctx else "mpcompress"
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return f"{command}: what shall it do? `{command} --help` says what it can"
-    return f"{command}: {' '.join(error.format_message().split())}"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return f"{command}: {text} (`{command} --help` shows what goes)"
 
 
 def _one_line(error: Exception) -> str:

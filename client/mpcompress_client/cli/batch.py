@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import click
-
 from mpcompress_client.cli.files import write_whole
-from mpcompress_client.cli.progress import Watch, bar
+from mpcompress_client.cli.progress import Bar, Watch, bar
 from mpcompress_client.cli.resume import Record
 from mpcompress_client.cli.sources import PIPE, Job
 from mpcompress_client.errors import (
@@ -72,35 +70,32 @@ class Batch(Generic[InputT, ResultT]):
         # Filled by the thread that reads ahead: each job with the error of reading it, in the order of the jobs.
         started: deque[tuple[Job, Exception | None]] = deque()
 
-        def inputs() -> Iterator[InputT]:
-            for job in jobs:
-                if resume and self._is_done(job):
-                    outcome.skipped.append(str(job.output))
-                    continue
-                try:
-                    value = self.read(job)
-                except (OSError, MPCompressError) as error:
-                    started.append((job, error))
-                    continue
-                started.append((job, None))
-                yield value
+        with bar(self.title, len(jobs), self.watch) as shown:
 
-        with bar(self.title, len(jobs), self.watch) as advance:
-            moved = 0
+            def inputs() -> Iterator[InputT]:
+                for job in jobs:
+                    if resume and self._is_done(job):
+                        outcome.skipped.append(str(job.output))
+                        shown.leave_out()
+                        continue
+                    try:
+                        value = self.read(job)
+                    except (OSError, MPCompressError) as error:
+                        started.append((job, error))
+                        continue
+                    started.append((job, None))
+                    yield value
 
             def settle(result: ResultT | MPCompressError | None) -> None:
                 """Settles the jobs that could not be read, and the one that `result` belongs to."""
-                nonlocal moved
                 while started:
                     job, error = started.popleft()
+                    shown.advance()
                     if error is not None:
-                        self._fail(outcome, job, error)
+                        self._fail(outcome, job, error, shown)
                     elif result is not None:
-                        self._finish(outcome, job, result)
+                        self._finish(outcome, job, result, shown)
                         break
-                reached = len(outcome.done) + len(outcome.failed) + len(outcome.skipped)
-                advance(reached - moved)
-                moved = reached
 
             for result in self.code(inputs()):
                 settle(result)
@@ -137,20 +132,20 @@ class Batch(Generic[InputT, ResultT]):
             write_whole(job.output, data)
         return {"input": str(job.source), **facts}
 
-    def _finish(self, outcome: Outcome, job: Job, result: ResultT | MPCompressError) -> None:
+    def _finish(self, outcome: Outcome, job: Job, result: ResultT | MPCompressError, shown: Bar) -> None:
         if isinstance(result, MPCompressError):
             if isinstance(result, self.fatal):
                 raise result
-            self._fail(outcome, job, result)
+            self._fail(outcome, job, result, shown)
             return
         try:
             job.output.parent.mkdir(parents=True, exist_ok=True)
             outcome.done.append(self._written(job, result))
         except MPCompressError as error:
-            self._fail(outcome, job, error)
+            self._fail(outcome, job, error, shown)
 
-    def _fail(self, outcome: Outcome, job: Job, error: Exception) -> None:
+    def _fail(self, outcome: Outcome, job: Job, error: Exception, shown: Bar) -> None:
         text = " ".join(str(error).split())
         line = text if str(job.source) in text else f"{job.source}: {text}"
         outcome.failed[str(job.source)] = line
-        click.echo(f"mpcompress: {line}", err=True)
+        shown.say(f"mpcompress: {line}")

@@ -111,9 +111,9 @@ def bench(
         items = _items(coder.info, features, arguments)
         item, nbytes = _operation(coder, operation, items, arguments)
         rows = []
-        with bar("bench", round(10 * seconds * len(loads))) as advance:
+        with bar("bench", round(10 * seconds * len(loads))) as shown:
             for load in loads:
-                samples = run_load(load, item, lambda passed: advance(10 * passed), server_pid)
+                samples = run_load(load, item, lambda passed: shown.advance(10 * passed), server_pid)
                 rows.append(_row(load, samples, nbytes))
     facts = {"codec": coder.info.id, "operation": operation, "seconds": seconds, "local": local}
     facts |= {"features": "files" if features else "noise", "item_bytes": nbytes, "rows": rows}

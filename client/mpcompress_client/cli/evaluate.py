@@ -75,7 +75,7 @@ def evaluate(
     rows = []
     with (
         open_coders(codecs, local=local, server=server) as coders,
-        bar("evaluate", len(codecs) * len(asked) * len(files)) as advance,
+        bar("evaluate", len(codecs) * len(asked) * len(files)) as shown,
     ):
         for coder in coders:
             for value in asked:
@@ -83,7 +83,7 @@ def evaluate(
                 warnings: set[str] = set()
                 for file in files:
                     points.append(_point(coder, file, read, {**arguments, "qp": value}, warnings))
-                    advance()
+                    shown.advance()
                 rows.append(_row(coder, value, points, warnings))
     if pyplot is not None and plot is not None:
         _draw(pyplot, rows, plot)

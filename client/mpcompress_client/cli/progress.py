@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
 
 from mpcompress_client.progress import Progress as Event
 
-Advance = Callable[..., None]
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class Watch:
@@ -48,9 +52,42 @@ def words_of(event: Event) -> str:
     return f"item {event.index + 1}: {what}{seconds}"
 
 
+class Bar:
+    """A bar that is shown, or the wish for one where no person looks.
+
+    Args:
+        bars: rich's.
+        task: its one task.
+        total: how much there is to do.
+    """
+
+    def __init__(self, bars: Progress, task: TaskID, total: float) -> None:
+        self._bars, self._task, self._total = bars, task, total
+
+    def advance(self, amount: float = 1) -> None:
+        """Moves it."""
+        self._bars.advance(self._task, amount)
+
+    def leave_out(self) -> None:
+        """One less to do: it was done before, and says nothing about how long the others take."""
+        self._total -= 1
+        self._bars.update(self._task, total=self._total)
+
+    def note(self, text: str) -> None:
+        """Shows a text behind it."""
+        self._bars.update(self._task, note=text)
+
+    def say(self, line: str) -> None:
+        """Writes a line to standard error, above the bar and not into it."""
+        if self._bars.disable:
+            click.echo(line, err=True)
+        else:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
-def bar(title: str, total: int, watch: Watch | None = None) -> Iterator[Advance]:
-    """Shows a bar, and what `watch` hears; gives a function that moves it by one, or by `amount`."""
+def bar(title: str, total: int, watch: Watch | None = None) -> Iterator[Bar]:
+    """Shows a bar until it is left, and what `watch` hears."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -58,11 +95,7 @@ def bar(title: str, total: int, watch: Watch | None = None) -> Iterator[Advance]
     console = Console(stderr=True)
     note = TextColumn("{task.fields[note]}", markup=False)
     with Progress(*columns, note, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(title, total=total, note="")
-
-        def advance(amount: float = 1) -> None:
-            bars.advance(task, amount)
-
+        shown = Bar(bars, bars.add_task(title, total=total, note=""), total)
         if watch is not None:
-            watch.show = lambda text: bars.update(task, note=text)
-        yield advance
+            watch.show = shown.note
+        yield shown
