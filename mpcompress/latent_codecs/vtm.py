@@ -64,7 +64,7 @@ class VtmCodec:
             width: luma samples.
             height: luma samples.
             qp: -6 * (bitdepth - 8) to 63.
-            bitdepth: of a sample, 8 to 12 (16 with a VTM built for it).
+            bitdepth: of a sample, 8 to 12; to 16 with a VTM built for it (docs/vtm.md).
             chroma_format: "400", "420", "422" or "444".
             cancel: gives up when set.
 
@@ -117,7 +117,7 @@ class VtmFeatureCodec:
             - vtm_path (str): folder of VTM; empty: where VTM_HOME points.
             - trun_flag (bool): clip to the bounds; else the range of each tensor is measured.
             - trun_low, trun_high: bounds, a number or one per layer.
-            - bit_depth (int): of a sample, 8 to 12.
+            - bit_depth (int): of a sample, 8 to 12; to 16 with a VTM built for it (docs/vtm.md).
             - model_type (str): "dinov2", "llama3" or "sd3", or the name of a packing of your own
               (`mpcompress.picture.packing.register_packing`).
             - speed (str), strips (int), parallel (int): optional, as in `VtmEngine` and `plan_strips`.

@@ -10,10 +10,10 @@ from mpcompress.picture.cancel import CancelToken
 from mpcompress.picture.engine import Picture, PictureEngine, register_engine
 from mpcompress.picture.vtm_tools import VtmTools
 
-__all__ = ["VtmEngine"]
+__all__ = ["SPEED_OPTIONS", "VtmEngine"]
 
 # Options on top of the all-intra configuration. What each costs and gains: docs/vtm.md.
-_SPEEDS: dict[str, tuple[str, ...]] = {
+SPEED_OPTIONS: dict[str, tuple[str, ...]] = {
     "reference": (),
     "fast": ("--MaxMTTHierarchyDepthISliceL=2",),
     "faster": (
@@ -32,9 +32,9 @@ class VtmEngine(PictureEngine):
 
     name = "vtm"
     format = "vvc"
-    # More than 12 need a build with RExt__HIGH_BIT_DEPTH_SUPPORT.
-    depths = (8, 9, 10, 11, 12)
-    speeds = tuple(_SPEEDS)
+    # More than 12 need a build with RExt__HIGH_BIT_DEPTH_SUPPORT: whether this one is shows on use.
+    depths = tuple(range(8, 17))
+    speeds = tuple(SPEED_OPTIONS)
     default_speed = "reference"
 
     def __init__(self, vtm_path: str | os.PathLike[str] | None = None) -> None:
@@ -60,7 +60,7 @@ class VtmEngine(PictureEngine):
             height=height,
             qp=qp,
             bit_depth=bit_depth,
-            options=_SPEEDS[speed],
+            options=SPEED_OPTIONS[speed],
             cancel=cancel,
         )
         return stream

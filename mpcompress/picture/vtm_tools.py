@@ -26,6 +26,10 @@ _REMEDY = (
     "build EncoderApp and DecoderApp of VTM 20 or newer and give the repository's folder as vtm_path or in the "
     f"environment variable {HOME_VARIABLE} (docs/vtm.md)"
 )
+# VTM as it is usually built takes up to 12 bits; both programs say so when they are asked for more.
+_USUAL_DEPTH = 12
+_LOW_DEPTHS = re.compile(r"RExt__HIGH_BIT_DEPTH_SUPPORT must|enable RExt__HIGH_BIT_DEPTH|High bit depth support must")
+_HIGH_DEPTHS = "more than 12 bits need a VTM that was built with RExt__HIGH_BIT_DEPTH_SUPPORT=1 (docs/vtm.md)"
 # Samples of all planes per luma sample.
 _PLANES = {"400": 1.0, "420": 1.5, "422": 2.0, "444": 3.0}
 # What a bitstream of unknown size may decode to.
@@ -115,6 +119,8 @@ class VtmTools:
             limits = encode_limits(width * height, qp)
             ended = run(argv, limits=limits, what="the VTM encoder", cancel=cancel, pass_fds=scratch.pass_fds)
             stream = scratch.take("stream", limits.file_bytes)
+        if bit_depth > _USUAL_DEPTH:
+            _check_depth(ended)
         if ended.returncode or not stream:
             raise CodecCrashedError(f"the VTM encoder gave {len(stream)} bytes and ended with {ended.how}")
         return stream, ended
@@ -136,11 +142,19 @@ class VtmTools:
             argv = [str(self.decoder), "-b", source, "-o", target, "-d", str(bit_depth)]
             ended = run(argv, limits=limits, what="the VTM decoder", cancel=cancel, pass_fds=scratch.pass_fds)
             raw = scratch.take("picture", limits.file_bytes)
+        if bit_depth > _USUAL_DEPTH:
+            _check_depth(ended)
         if ended.returncode:
             raise CorruptBitstreamError(f"the VTM decoder refuses the bitstream: {ended.how}")
         if len(raw) != raw_bytes if raw_bytes is not None else not raw:
             raise CorruptBitstreamError(f"the VTM bitstream decodes to {len(raw)} bytes, not {raw_bytes or 'a frame'}")
         return raw, ended
+
+
+def _check_depth(ended: Finished) -> None:
+    """Raises CodecUnavailableError if a program ended because it was built for fewer bits."""
+    if ended.returncode and _LOW_DEPTHS.search(ended.output + ended.errors):
+        raise CodecUnavailableError(_HIGH_DEPTHS)
 
 
 def encode_limits(samples: int, qp: int) -> Limits:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import subprocess
 import sys
 
@@ -129,7 +132,7 @@ def test_a_damaged_codec_file_is_no_traceback(tmp_path):
 def test_what_is_not_installed_is_named_with_its_extra(missing, extra):
     code = f"""
 import sys
-sys.modules[{missing!r}] = None
+sys.modules[{missing!r}] = sys.modules["av"] = None
 from mpcompress_client.cli import main
 main(["codecs", "--local"])
 """
@@ -139,6 +142,33 @@ main(["codecs", "--local"])
     assert done.stderr.count("\n") == 1
     assert missing in done.stderr
     assert f"pip install 'mpcompress[{extra}]'" in done.stderr
+
+
+def test_a_codec_without_its_engine_is_listed_with_the_remedy():
+    code = """
+import sys
+sys.modules["av"] = None
+from mpcompress_client.cli import main
+main(["codecs", "--local", "--json"])
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "VTM_HOME"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    listed = {info["id"]: info for info in json.loads(done.stdout)}
+    assert listed["klt-imgfocus-vits14-final"]["available"]
+    for family in ("vtm", "vvenc", "x265"):
+        info = listed[f"{family}-dinov2-cls"]
+        assert not info["available"]
+        assert info["family"] == family
+        assert "pip install 'mpcompress[vvc]'" in info["unavailable_reason"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="needs the extra [vvc]")
+def test_a_codec_that_only_decodes_here_says_so(monkeypatch):
+    monkeypatch.delenv("VTM_HOME", raising=False)
+    info = EdgeCodec.load("vtm-dinov2-cls").info
+    assert not info.available
+    assert "VTM_HOME" in info.unavailable_reason
+    assert info.fingerprint
 
 
 def test_other_errors_pass_the_border_untouched():

@@ -5,7 +5,8 @@ Installed by `install` as bin/EncoderAppStatic and bin/DecoderAppStatic of a fol
 command lines this project builds. Well behaved, it encodes with libvvenc and decodes with FFmpeg, so its streams are
 real H.266; `behaviour.json` in the folder makes it misbehave:
 
-    {"encoder": "slow"}    one of MISBEHAVIOURS; "started": a file that receives the pids once it is under way
+    {"encoder": "slow"}    one of MISBEHAVIOURS; "started": a file that receives the pids once it is under way;
+                           "go": the file that "waits" waits for
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pathlib import Path
 
 MISBEHAVIOURS = {
     "slow": "waits for ever",
+    "waits": "waits for a file, then does its work",
     "spins": "burns CPU for ever",
     "crashes": "segfaults",
     "fails": "says why and exits with 1",
+    "low_depths": "says what a VTM says that was built for 12 bits, and exits with 1",
     "floods": "writes 8 MB to stdout and stderr, then fails",
     "chatty": "writes 8 MB to stdout and stderr, then does its work",
     "empty": "exits with 0 and writes nothing",
@@ -58,6 +61,10 @@ def misbehave(kind: str, target: str) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     elif kind == "fails":
         sys.exit("the stand-in was told to fail")
+    elif kind == "low_depths":
+        sys.stderr.write("Model is not configured to support high enough internal accuracies - enable ")
+        sys.stderr.write("RExt__HIGH_BIT_DEPTH_SUPPORT to use increased precision internal data types etc...\n")
+        sys.exit("High bit depth support must be enabled at compile-time in order to decode this bitstream")
     elif kind in ("floods", "chatty"):
         for _ in range(1000):
             os.write(1, b"o" * 8191 + b"\n")
@@ -139,6 +146,8 @@ def main() -> None:
         started = Path(behaviour["started"])
         started.with_suffix(".tmp").write_text(json.dumps(pids), encoding="ascii")
         started.with_suffix(".tmp").rename(started)
+    while kind == "waits" and not Path(behaviour["go"]).exists():
+        time.sleep(0.02)
     misbehave(kind, option("-b") if encoder else option("-o"))
     if encoder:
         encode(kind)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import zlib
 
 import numpy as np
 import psutil
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from prometheus_client.parser import text_string_to_metric_families
 from raw_wire import CODE, compress_messages, compress_one, decompress_messages, details, talk
 from worker_process import needs_encoders, stand_in, until, worker_processes
 
+from mpcompress.picture.decode import OWN_STREAMS
+from mpcompress.picture.engine import engine
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
 from mpcompress_server.codecs import entries_of
@@ -202,16 +206,62 @@ async def test_a_broken_instance_fails_its_items_only(start_worker, connect, mon
     await until(lambda: not worker.servicer.budget.used)
 
 
-@pytest.mark.skipif(not os.environ.get("VTM_HOME"), reason="no VTM_HOME")
-async def test_giving_up_ends_vtm_itself(start_server, connect, tmp_path):
+KINDS = [
+    "stand_in",
+    pytest.param("vtm", marks=pytest.mark.skipif(not os.environ.get("VTM_HOME"), reason="no VTM_HOME")),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cause", ["item", "deadline", "call"])
+async def test_giving_up_ends_the_encoder(start_server, connect, tmp_path, kind, cause):
+    """From the client through the server and its worker to the encoder's process."""
+    home = os.environ["VTM_HOME"] if kind == "vtm" else stand_in().install(tmp_path / "vtm", encoder="slow")
     with worker_processes() as start:
-        process = start(tmp_path, vtm=os.environ["VTM_HOME"], slots=1)
+        process = start(tmp_path / "worker", vtm=home, slots=1)
         await process.ready()
         server = await start_server([{"id": VTM, "family": "remote", "options": {"target": process.address}}])
         call = pb_grpc.CompressionServiceStub(connect(server)).Compress()
-        await call.write(compress_messages(1, np.tile(H, (4, 4)), VTM)[0])
+        # Noise at a low QP: a minute of VTM.
+        fields = {"params": {"qp_eighths": 80}} | ({"timeout": Duration(seconds=10)} if cause == "deadline" else {})
+        await call.write(compress_messages(1, np.tile(H, (4, 4)), VTM, **fields)[0])
         await until(process.encoders)
         (pid,) = process.encoders()
-        call.cancel()
+        if cause == "call":
+            call.cancel()
+        else:
+            if cause == "item":
+                await call.write(pb.CompressRequest(cancel=pb.CancelItem(item_id=1)))
+            response = await call.read()
+            reason = {"item": "ITEM_CANCELLED", "deadline": "ITEM_TIMEOUT"}[cause]
+            assert details(response.error)["reason"] == reason
         await until(lambda: not psutil.pid_exists(pid))
         await until(lambda: process.events("job failed"))
+        await until(lambda: not server.servicer.budget.used)
+
+
+async def test_hostile_bitstreams_through_a_worker(start_server, start_worker, connect):
+    """Nobody's decoder hangs or dies of them, and the next item finds its worker as it was."""
+    worker = await start_worker([X265])
+    server = await start_server([{"id": X265, "family": "remote", "options": {"target": worker.address}}])
+    coded = await compress_one(connect(server), H, codec=X265)
+    right = coded.payload
+    hostile = {
+        "empty": b"",
+        "garbage": b"\0\0\1" + bytes(range(256)) * 4,
+        "text": b"no bitstream at all" * 50,
+        "truncated": right[: len(right) // 2],
+        "concatenated": right + right,
+        "another": bytes(engine("x265").encode(np.zeros((640, 1280), np.uint16), bit_depth=10, qp=51)),
+    }
+    for name, payload in hostile.items():
+        unit = pb.CodedUnitHeader()
+        unit.CopyFrom(coded.result.unit)
+        unit.payload_bytes, unit.payload_crc32 = len(payload), zlib.crc32(payload)
+        OWN_STREAMS.forget()  # the worker is in this process, and must not know them
+        got = (await talk(connect(server), decompress_messages(1, unit, payload), "Decompress"))[1]
+        assert got.error is not None, name
+        assert details(got.error)["reason"] == "CORRUPT_BITSTREAM", name
+    got = (await talk(connect(server), decompress_messages(1, coded.result.unit, right), "Decompress"))[1]
+    assert got.error is None
+    await until(lambda: not worker.servicer.budget.used and not server.servicer.budget.used)

@@ -10,7 +10,7 @@ from mpcompress_client.cli.options import json_option
 from mpcompress_client.cli.results import to_json
 from mpcompress_client.cli.server import Server, server_options
 from mpcompress_client.infos import CodecInfo
-from mpcompress_client.local import EdgeCodec, shipped_codecs
+from mpcompress_client.local import shipped_infos
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 _ARITHMETIC = {pb.ARITHMETIC_EXACT: "exact", pb.ARITHMETIC_FLOAT32: "float32"}
@@ -34,7 +34,7 @@ Examples:
 def codecs(server: Server, local: bool, as_json: bool) -> None:
     """List the codecs of the server, or with --local those that come with this installation."""
     if local:
-        found = [EdgeCodec.load(codec_id).info for codec_id in shipped_codecs()]
+        found = shipped_infos()
     else:
         with server.connect() as client:
             found = client.codecs()

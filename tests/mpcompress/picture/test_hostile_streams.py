@@ -1,5 +1,7 @@
 """Bitstreams from anywhere: a clear error in bounded time, and never another picture than the one that was coded."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -102,6 +104,57 @@ def test_huge_dimensions_are_refused_before_they_are_allocated(decoder, smooth):
         pyav.decode_frames("hevc", stream, 1024 * 2047)
     with pytest.raises(CorruptBitstreamError):
         decoder.decode(stream, form="hevc", height=64, width=64, bit_depth=10)
+
+
+def _ue(value):
+    """ue(v) of H.265 and H.266, as text of bits."""
+    bits = f"{value + 1:b}"
+    return "0" * (len(bits) - 1) + bits
+
+
+def _claiming(stream, sides, claimed):
+    """The stream with other sides (width, height) in its parameter sets: how many sets were changed, and the bytes."""
+    changed, units = 0, []
+    for unit in re.split(rb"\x00{2,3}\x01", stream)[1:]:
+        bits = "".join(f"{byte:08b}" for byte in unit.replace(b"\0\0\3", b"\0\0"))
+        said = "".join(map(_ue, sides))
+        if said in bits:
+            changed += 1
+            # What follows moves; the stop bit is the last one that is set.
+            bits = bits.replace(said, "".join(map(_ue, claimed)), 1).rstrip("0")
+            bits += "0" * (-len(bits) % 8)
+            unit = bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits), 8))
+            unit = re.sub(rb"\x00\x00(?=[\x00-\x03])", b"\0\0\3", unit)
+        units.append(unit)
+    return changed, b"".join(b"\0\0\0\1" + unit for unit in units)
+
+
+HUGE = 65528, 65528
+
+
+def test_parameter_sets_are_forged_as_meant(decoder, seg):
+    """With other sides that are true, the stream is what it was: sides lie in the sequence's and the picture's set."""
+    # VTM codes whole groups of 8 rows.
+    changed, same = _claiming(seg.stream(37), (48, 56), (48, 56))
+    assert changed == 2
+    np.testing.assert_array_equal(decoder.decode(same, **VVC), seg.reconstruction(37))
+
+
+def test_claims_of_huge_dimensions(decoder, seg, vtm_home, smooth):
+    """4 gigasamples, in 2 kB."""
+    changed, forged = _claiming(seg.stream(37), (48, 56), HUGE)
+    assert changed == 2
+    for height, width in ((52, 48), (4096, 4096)):
+        with pytest.raises(CorruptBitstreamError):
+            decoder.decode(forged, form="vvc", height=height, width=width, bit_depth=10)
+    for raw_bytes in (52 * 48 * 2, None):
+        with pytest.raises(CorruptBitstreamError):
+            VtmTools.find(vtm_home).decode(forged, bit_depth=10, raw_bytes=raw_bytes)
+    stream = engine("x265").encode(smooth(56, 48), bit_depth=10, qp=37, speed="veryfast")
+    changed, forged = _claiming(stream, (48, 56), HUGE)
+    assert changed == 1
+    with pytest.raises(CorruptBitstreamError):
+        decoder.decode(forged, form="hevc", height=56, width=48, bit_depth=10)
 
 
 def test_a_decoder_that_dies_takes_nobody_with_it(decoder, seg, monkeypatch, tmp_path):

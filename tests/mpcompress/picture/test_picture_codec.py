@@ -1,5 +1,6 @@
 """The families vtm, vvenc and x265 behind the contract of every codec, and on the wire."""
 
+import os
 import threading
 from dataclasses import replace
 
@@ -16,17 +17,22 @@ from mpcompress.registry import CodecSpec, load, preset, preset_ids
 from mpcompress_proto.coded_unit import CodedUnit
 from mpcompress_proto.v1 import compression_pb2 as pb
 
+REAL_VTM = os.environ.get("VTM_HOME", "")
 FAMILIES = ("vtm", "vvenc", "x265")
 CONDITIONS = ("dinov2-cls", "dinov2-cls-tiles", "dinov2-dpt", "dinov2-seg", "llama3-csr", "sd3-tti")
 SHAPES = {"dinov2-dpt": (1, 4, 17, 24), "sd3-tti": (16, 6, 10), "llama3-csr": (4, 96)}
 QUICK = CodingParams(qp_eighths=8 * 30)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(
+    params=[*FAMILIES, pytest.param("vtm real", marks=pytest.mark.skipif(not REAL_VTM, reason="no VTM_HOME"))]
+)
 def family(request, stand_in, monkeypatch):
-    if request.param == "vtm":
+    """Every family; vtm through the stand-in, and the real one where there is one."""
+    name, _, real = request.param.partition(" ")
+    if name == "vtm" and not real:
         monkeypatch.setenv("VTM_HOME", str(stand_in()))
-    return request.param
+    return name
 
 
 def items(codec, shape, dtype="float32", seed=0):

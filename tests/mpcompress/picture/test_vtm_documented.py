@@ -117,7 +117,7 @@ def test_cancel(cfg):
     ("change", "message"),
     [
         ({"model_type": "vgg"}, "unknown packing 'vgg'"),
-        ({"bit_depth": 16}, "8, 9, 10, 11, 12 bits, not 16"),
+        ({"bit_depth": 17}, "15, 16 bits, not 17"),
         ({"trun_low": [1, 2]}, "2 lower but 1 upper"),
         ({"trun_low": None}, "needs trun_low"),
         ({"trun_high": -30}, "low below high"),

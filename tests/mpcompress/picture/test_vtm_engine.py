@@ -156,6 +156,30 @@ def test_every_depth_of_the_real_encoder(real_vtm, smooth, bit_depth):
     np.testing.assert_allclose(coded.decoded, picture, atol=1 << (bit_depth - 8))
 
 
+@pytest.mark.parametrize("bit_depth", [13, 16])
+def test_more_bits_where_the_real_vtm_was_built_for_them(real_vtm, smooth, bit_depth):
+    picture, coded, reason = smooth(16, 24, bit_depth), None, ""
+    try:
+        coded = encode(real_vtm, picture, PictureJob(bit_depth=bit_depth, qp=-6 * (bit_depth - 8)))
+    except CodecUnavailableError as error:
+        reason = error.message
+    if coded is None:
+        assert "RExt__HIGH_BIT_DEPTH_SUPPORT=1" in reason
+    else:
+        np.testing.assert_allclose(coded.decoded, picture, atol=1 << (bit_depth - 8))
+
+
+def test_too_many_bits_for_a_usual_build(stand_in, smooth, seg):
+    tools = VtmTools.find(stand_in(encoder="low_depths", decoder="low_depths"))
+    with pytest.raises(CodecUnavailableError, match="RExt__HIGH_BIT_DEPTH_SUPPORT=1"):
+        encode(tools.folder, smooth(20, 24, 16), PictureJob(bit_depth=16, qp=37))
+    with pytest.raises(CodecUnavailableError, match="RExt__HIGH_BIT_DEPTH_SUPPORT=1"):
+        tools.decode(seg.stream(37), bit_depth=14, raw_bytes=960)
+    # Of a depth that every build takes, the same words are the stream's fault.
+    with pytest.raises(CorruptBitstreamError):
+        tools.decode(seg.stream(37), bit_depth=10, raw_bytes=960)
+
+
 @pytest.mark.parametrize("speed", VtmEngine.speeds)
 def test_every_speed_of_the_real_encoder(real_vtm, smooth, speed):
     assert encode(real_vtm, smooth(24, 24), PictureJob(bit_depth=10, qp=32, speed=speed)).streams[0]
