@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from benchmarks.rate_tables import SETS, TAPS, VTM, select
 from benchmarks.scalar_anchors import SCALES
@@ -83,7 +84,9 @@ def draw_engines(figures: list[Point], path: Path) -> None:
             known = [(seconds, gap) for seconds, gap in gaps if gap]
             if known:
                 seconds, gap = np.exp(np.log(np.array(known)).mean(0))
-                row[1].plot(seconds, 100 * gap, ms=8, label=label, **style | {"ls": "none"})
+                row[1].plot(seconds, 100 * gap, ms=8, **style | {"ls": "none"})
+                where_to = _ABOVE if label.endswith("rows") else _BELOW
+                row[1].annotate(label, (seconds, 100 * gap), textcoords="offset points", fontsize=7, **where_to)
         row[0].set_ylabel("NMSE")
         row[0].set_xlabel("bits per feature point, whole files")
         row[1].set_xlabel("CPU seconds to encode")
@@ -93,12 +96,20 @@ def draw_engines(figures: list[Point], path: Path) -> None:
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.grid(alpha=0.3, which="both", lw=0.4)
+        row[1].set_ylim(10, 700)
+        row[1].margins(x=0.15)
+        row[1].set_yticks([10, 15, 20, 30, 50, 70, 100, 150], minor=False)
+        row[1].yaxis.set_major_formatter(ScalarFormatter())
+        row[1].yaxis.set_minor_locator(NullLocator())
     axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
     _save(figure, path)
 
 
 _ANCHOR = ("vtm-dinov2-cls", "reference")
+# Marks of row packings stand close together above those of tiles.
+_ABOVE: dict[str, Any] = {"xytext": (0, 8), "rotation": 75, "ha": "left", "va": "bottom", "rotation_mode": "anchor"}
+_BELOW: dict[str, Any] = {"xytext": (0, -14), "ha": "center"}
 _SPEEDS = {"fast": {"alpha": 0.6, "mfc": "none"}, "faster": {"alpha": 0.35, "mfc": "none"}}
 
 
