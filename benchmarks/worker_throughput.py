@@ -10,8 +10,8 @@ in changing order:
     behind    the same through a server that passes them on to that worker
 
 The worker quantises, packs, decodes each bitstream again to verify it, and measures NMSE; a bare encoder does none of
-that. Reported are encodes per minute (wall clock) and CPU seconds per encode of all processes taking part, medians over
-rounds of each round's ratio to its own bare runs; the load of the machine goes along.
+that. Reported are encodes per minute (wall clock) and CPU seconds per encode of all processes taking part; ratios are
+medians over rounds of each round's ratio to its own bare run, with the extremes; the load of the machine goes along.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=cores(), help="encoders at a time")
     parser.add_argument("--each", type=int, default=4, help="items of a round for each slot")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--speed", default="faster", choices=list(SPEED_OPTIONS))
+    parser.add_argument("--speeds", nargs="+", default=["faster", "fast"], choices=list(SPEED_OPTIONS))
     parser.add_argument("--qp", type=int, default=27)
     parser.add_argument("--json", type=Path, help="file for all figures")
     args = parser.parse_args()
@@ -64,16 +65,18 @@ def main() -> None:
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, _servers(Path(name), args.slots) as (worker, server, pids):
         pictures = [_raw(Path(name), index, h, bound) for index, (h, bound) in enumerate(items)]
-        ways: dict[str, Callable[[], None]] = {
-            "bare": lambda: _bare(tools, pictures, Path(name), args),
-            "worker": lambda: _served(worker, items, args),
-            "behind": lambda: _served(server, items, args),
-        }
-        ways["worker"]()  # instances of the codec are made, and memory is touched
-        for number in range(args.rounds):
-            order = list(ways) if number % 2 == 0 else list(ways)[::-1]
-            rounds.append({"load": os.getloadavg()[0], **{way: _measured(ways[way], pids) for way in order}})
-            print(json.dumps(rounds[-1]), file=sys.stderr)
+        _served(worker, items, "faster", args.qp)  # instances of the codec are made, and memory is touched
+        for speed in args.speeds:
+            ways: dict[str, Callable[[], None]] = {
+                "bare": partial(_bare, tools, pictures, speed, args.qp, args.slots),
+                "worker": partial(_served, worker, items, speed, args.qp),
+                "behind": partial(_served, server, items, speed, args.qp),
+            }
+            for number in range(args.rounds):
+                order = list(ways) if number % 2 == 0 else list(ways)[::-1]
+                found = {way: _measured(ways[way], pids) for way in order}
+                rounds.append({"speed": speed, "load": round(os.getloadavg()[0], 1), **found})
+                print(json.dumps(rounds[-1]), file=sys.stderr)
     _report(rounds, len(items), args, tools)
 
 
@@ -95,23 +98,23 @@ def _raw(folder: Path, index: int, h: np.ndarray, bound: float) -> tuple[Path, i
     return path, *picture.shape
 
 
-def _bare(tools: VtmTools, pictures: list[tuple[Path, int, int]], folder: Path, args: argparse.Namespace) -> None:
+def _bare(tools: VtmTools, pictures: list[tuple[Path, int, int]], speed: str, qp: int, slots: int) -> None:
     def encode(picture: tuple[Path, int, int]) -> None:
         path, height, width = picture
         argv = [str(tools.encoder), "-c", str(tools.config), "-i", str(path), "-o", "", "-b", str(path) + ".bit"]
-        argv += ["-q", str(args.qp), "-wdt", str(width), "-hgt", str(height), "-f", "1", "-fr", "1"]
-        argv += ["--ConformanceWindowMode=1", "--InputChromaFormat=400", *SPEED_OPTIONS[args.speed]]
+        argv += ["-q", str(qp), "-wdt", str(width), "-hgt", str(height), "-f", "1", "-fr", "1"]
+        argv += ["--ConformanceWindowMode=1", "--InputChromaFormat=400", *SPEED_OPTIONS[speed]]
         argv += [f"--{which}BitDepth={_DEPTH}" for which in ("Internal", "Input", "Output")]
-        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    with ThreadPoolExecutor(args.slots) as pool:
+    with ThreadPoolExecutor(slots) as pool:
         list(pool.map(encode, pictures))
 
 
-def _served(address: str, items: list[tuple[np.ndarray, float]], args: argparse.Namespace) -> None:
+def _served(address: str, items: list[tuple[np.ndarray, float]], speed: str, qp: int) -> None:
     def compress(item: tuple[np.ndarray, float]) -> None:
         h, bound = item
-        client.compress(h, codec=CODEC, qp=args.qp, speed=args.speed, trun_low=[-bound], trun_high=[bound])
+        client.compress(h, codec=CODEC, qp=qp, speed=speed, trun_low=[-bound], trun_high=[bound])
 
     with CompressionClient(address, timeout_s=3600) as client, ThreadPoolExecutor(len(items)) as pool:
         list(pool.map(compress, items))
@@ -168,20 +171,26 @@ def _start(folder: Path, name: str, config: str, processes: list[subprocess.Pope
 
 
 def _report(rounds: list[dict[str, Any]], count: int, args: argparse.Namespace, tools: VtmTools) -> None:
-    print("| way | encodes per minute | of bare | CPU s per encode | of bare |")
-    print("|---|---|---|---|---|")
-    rows = {}
-    for way in ("bare", "worker", "behind"):
-        per_minute = statistics.median(60 * count / one[way]["wall_s"] for one in rounds)
-        share = statistics.median(one["bare"]["wall_s"] / one[way]["wall_s"] for one in rounds)
-        cpu_s = statistics.median(one[way]["cpu_s"] / count for one in rounds)
-        more = statistics.median(one[way]["cpu_s"] / one["bare"]["cpu_s"] for one in rounds)
-        rows[way] = {"per_minute": per_minute, "of_bare": share, "cpu_s": cpu_s, "cpu_of_bare": more}
-        print(f"| {way} | {per_minute:.1f} | {100 * share:.1f} % | {cpu_s:.2f} | {100 * more:.1f} % |")
+    print("| speed | way | encodes per minute | of bare | CPU s per encode | of bare |")
+    print("|---|---|---|---|---|---|")
+    rows = []
+    for speed in args.speeds:
+        mine = [one for one in rounds if one["speed"] == speed]
+        for way in ("bare", "worker", "behind"):
+            per_minute = statistics.median(60 * count / one[way]["wall_s"] for one in mine)
+            shares = [one["bare"]["wall_s"] / one[way]["wall_s"] for one in mine]
+            share = statistics.median(shares)
+            cpu_s = statistics.median(one[way]["cpu_s"] / count for one in mine)
+            more = statistics.median(one[way]["cpu_s"] / one["bare"]["cpu_s"] for one in mine)
+            spread = [round(min(shares), 3), round(max(shares), 3)]
+            row = {"per_minute": per_minute, "of_bare": share, "cpu_s": cpu_s, "cpu_of_bare": more}
+            rows.append({"speed": speed, "way": way, **{key: round(x, 3) for key, x in row.items()}, "shares": spread})
+            print(
+                f"| {speed} | {way} | {per_minute:.1f} | {100 * share:.1f} % ({100 * spread[0]:.0f} to "
+                f"{100 * spread[1]:.0f}) | {cpu_s:.2f} | {100 * more:.1f} % |"
+            )
     loads = ", ".join(f"{one['load']:.1f}" for one in rounds)
-    print(
-        f"\n{args.rounds} rounds of {count} encodes, {args.slots} at a time, QP {args.qp}, {args.speed}; load {loads}"
-    )
+    print(f"\n{args.rounds} rounds of {count} encodes, {args.slots} at a time, QP {args.qp}; load {loads}")
     if args.json:
         about = {"vtm": tools.banner(), "machine": platform.machine(), "cores": cores(), "items": count}
         settings = {key: value for key, value in vars(args).items() if key != "json"}

@@ -176,7 +176,8 @@ def decode_limits(raw_bytes: int) -> Limits:
     return Limits(
         wall_s=30 + 10 * cpu_s,
         cpu_s=int(cpu_s),
-        memory_bytes=(1 << 30) + 300 * raw_bytes,
+        # VTM takes 0.15 GB and 11 times the raw bytes.
+        memory_bytes=(1 << 30) + 60 * raw_bytes,
         # One byte more than right can be written, so that too much is seen as too much.
         file_bytes=2 * raw_bytes + 1,
     )
