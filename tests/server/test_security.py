@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -405,7 +406,8 @@ def test_no_secret_in_what_the_command_writes(authority, tls, tokens, tmp_path):
             assert [info.codec_id for info in _list(stub, ALICE)] == ["store"]
             with pytest.raises(grpc.RpcError):
                 _list(stub, "wrong-0123456789abcdef")
-            list(stub.Compress(iter(compress_messages(1, features(4), "other")), metadata=_bearer(ALICE)))
+            named = (*_bearer(ALICE), ("x-request-id", "edge-7/42"))
+            list(stub.Compress(iter(compress_messages(1, features(4), "other")), metadata=named))
             _replace(tokens, f"alice:{ALICE}:store\nbroken {BOB}\n")
             _list(stub, ALICE)
             (tmp_path / "server.key").write_text(key.replace("PRIVATE", "BROKEN"))
@@ -424,6 +426,11 @@ def test_no_secret_in_what_the_command_writes(authority, tls, tokens, tmp_path):
     log = "".join(lines)
     for event in ("call refused", "tokens not reloaded", "item failed", "certificate not renewed", "reloaded"):
         assert event in log
+    # One JSON object a line; what is about a call says which.
+    told = [json.loads(line) for line in lines if line.startswith("{")]
+    assert all({"event", "level", "timestamp"} <= line.keys() for line in told)
+    assert [line["request_id"] for line in told if line["event"] == "item failed"] == ["edge-7/42"]
+    assert all(line["request_id"] for line in told if line["event"] == "call refused")
     assert "line 2" in lines[-1]
     assert "auth.tokens" in lines[-1]
     body = key.splitlines()[1]
