@@ -93,6 +93,7 @@ class Server:
         try:
             if self.metrics is not None:
                 self.metrics.serve(self.settings.metrics.listen)
+            _log.info("loading codecs; the first time here their kernels are compiled")
             codecs = await asyncio.to_thread(load_codecs, self.settings)
             for loaded in codecs:
                 await self.fleet.start_codec(loaded, self.settings)

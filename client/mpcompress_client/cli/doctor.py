@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -34,16 +35,18 @@ _MARKS = {"ok": ("ok", "green"), "absent": ("--", "yellow"), "failed": ("FAILED"
 @json_option
 def doctor(server: Server, as_json: bool) -> int:
     """Look at this installation and at the server."""
-    findings = [*local_findings(), *server_findings(server)]
+    looked = itertools.chain(local_findings(), server_findings(server))
+    # For people each as soon as it is there: codecs are compiled when they are looked at for the first time.
+    findings = list(looked if as_json else _shown(looked))
     failed = any(finding.state == "failed" for finding in findings)
     if as_json:
         click.echo(to_json({"ok": not failed, "findings": [dataclasses.asdict(finding) for finding in findings]}))
     else:
-        _show(findings)
+        _say_what_to_do(findings)
     return 1 if failed else 0
 
 
-def _show(findings: Sequence[Finding]) -> None:
+def _shown(findings: Iterable[Finding]) -> Iterator[Finding]:
     area = ""
     for finding in findings:
         if finding.area != area:
@@ -53,6 +56,10 @@ def _show(findings: Sequence[Finding]) -> None:
         click.echo(f"  {click.style(f'{mark:<7}', fg=colour)}{finding.name:<24} {finding.detail}")
         if finding.advice:
             click.echo(f"{'':9}{'':<24} -> {finding.advice}")
+        yield finding
+
+
+def _say_what_to_do(findings: Iterable[Finding]) -> None:
     advice = list(dict.fromkeys(finding.advice for finding in findings if finding.state == "failed" and finding.advice))
     if advice:
         click.secho("to do", bold=True)
