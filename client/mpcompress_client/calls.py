@@ -113,17 +113,21 @@ class DecompressOptions:
         """One item of these options. Raises CorruptUnitError and InvalidRequestError."""
         context = {} if ctx is None else named_arrays(ctx, CONTEXT)
         opened = open_unit(unit)
-        output, destination = self.output, None
-        if out is not None:
-            destination = Destination(out)
-            destination.check_unit(opened.header.tensors)
-            wanted = output_type(destination.dtype)
-            if output not in (pb.DATA_TYPE_UNSPECIFIED, wanted):
-                raise InvalidRequestError(f"out is {destination.dtype}, but dtype={self.dtype!r}", field="out")
-            output = wanted
+        output, destination = self.output_of(opened, out)
         return DecompressItem(
             opened, output=output, context=context, timeout_s=timeout_s, out=destination, want_progress=want_progress
         )
+
+    def output_of(self, unit: CodedUnit, out: Any) -> tuple[pb.DataType.ValueType, Destination | None]:
+        """The dtype to ask for and the place of the result, when `out` is one. Raises InvalidRequestError."""
+        if out is None:
+            return self.output, None
+        destination = Destination(out)
+        destination.check_unit(unit.header.tensors)
+        wanted = output_type(destination.dtype)
+        if self.output not in (pb.DATA_TYPE_UNSPECIFIED, wanted):
+            raise InvalidRequestError(f"out is {destination.dtype}, but dtype={self.dtype!r}", field="out")
+        return wanted, destination
 
     def item_of(self, value: Any, timeout_s: float, out: Any, index: int, want_progress: bool) -> DecompressItem:
         """The item of one of many inputs: a unit or a pair (unit, ctx); `out[index]` is its buffer."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from mpcompress_client import CompressionClient, InvalidRequestError
+from mpcompress_client import AsyncCompressionClient, CompressionClient, EdgeCodec, InvalidRequestError
 from mpcompress_client.arrays import named_arrays, output_type, specs_of
 from mpcompress_client.calls import CompressOptions
 from mpcompress_client.params import coding_params, qp_eighths
@@ -184,3 +186,19 @@ def test_a_closed_client_says_so():
     for call in (lambda: client.compress(GOOD, codec="x"), client.codecs, lambda: client.codec_file("x")):
         with pytest.raises(InvalidRequestError, match="closed"):
             call()
+
+
+def test_both_clients_have_the_same_calls():
+    def calls(client: type) -> dict[str, object]:
+        found = {name: getattr(client, name) for name in dir(client) if not name.startswith("_")}
+        return {
+            name: [(one.name, one.kind, one.default) for one in inspect.signature(call).parameters.values()]
+            for name, call in found.items()
+        }
+
+    assert calls(AsyncCompressionClient) == calls(CompressionClient)
+    assert {"compress", "decompress", "compress_many", "decompress_many"} <= calls(CompressionClient).keys()
+    # Coding on the device is the same calls without what is about a server.
+    for name in ("compress", "decompress"):
+        device = inspect.signature(getattr(EdgeCodec, name)).parameters
+        assert device.keys() <= inspect.signature(getattr(CompressionClient, name)).parameters.keys()

@@ -94,6 +94,26 @@ def test_units_that_are_not_this_codecs(edge, final, block6):
         edge.decompress(unit, dtype="int8")
 
 
+def test_out_takes_the_result(edge, final):
+    unit = edge.compress(final[0], qp=24)
+    whole = edge.decompress(unit, dtype="float32")
+    for out in (np.zeros((257, 384), np.float32), np.zeros((384, 257), np.float32).T):
+        assert edge.decompress(unit, out=out) is out
+        np.testing.assert_array_equal(out, whole)
+    named = {"h_hat": np.zeros((257, 384), np.float16)}
+    assert edge.decompress(unit, out=named) is named
+    np.testing.assert_array_equal(named["h_hat"], edge.decompress(unit))
+    for out, arguments in (
+        (np.zeros((256, 384), np.float32), {}),
+        (np.zeros((257, 384), np.float16), {"dtype": "float32"}),
+        ({"h": np.zeros((257, 384), np.float16)}, {}),
+        ([0.0], {}),
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            edge.decompress(unit, out=out, **arguments)
+        assert caught.value.field == "out"
+
+
 def test_parameters_of_another_family(edge, final):
     with pytest.raises(InvalidRequestError) as caught:
         edge.compress(final[0], speed="fast")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from mpcompress_client.arrays import named_arrays, output_type, specs_of
-from mpcompress_client.calls import CONTEXT, CompressOptions, UnitLike, open_unit
+from mpcompress_client.arrays import named_arrays, specs_of
+from mpcompress_client.calls import CONTEXT, CompressOptions, DecompressOptions, UnitLike, open_unit
 from mpcompress_client.client import CompressionClient
 from mpcompress_client.errors import (
     CodecMismatchError,
@@ -116,10 +116,11 @@ class EdgeCodec:
         unit.report.bpfp = unit.bpfp
         return unit
 
-    def decompress(self, unit: UnitLike, *, dtype: Any = None, ctx: Any = None) -> Decoded:
+    def decompress(self, unit: UnitLike, *, dtype: Any = None, ctx: Any = None, out: Any = None) -> Decoded:
         """As `CompressionClient.decompress`, here."""
-        output = output_type(dtype)
+        options = DecompressOptions(dtype=dtype)
         opened = open_unit(unit)
+        output, destination = options.output_of(opened, out)
         self._check_unit(opened)
         context = {} if ctx is None else named_arrays(ctx, CONTEXT)
         specs_of(context)
@@ -137,6 +138,10 @@ class EdgeCodec:
             (found,) = self._codec.decompress([library_unit])
         if output != pb.DATA_TYPE_UNSPECIFIED:
             found = {name: _as_wanted(array, name, output) for name, array in found.items()}
+        if destination is not None:
+            destination.check(specs_of(found))
+            filled: Decoded = destination.fill(found)
+            return filled
         return next(iter(found.values())) if len(found) == 1 else dict(found)
 
     def _check_unit(self, unit: CodedUnit) -> None:
