@@ -84,7 +84,8 @@ images: ## Build the images of server, vtm-worker and client; CONTAINERS=podman 
 		$(CONTAINERS) build $(BUILD_FLAGS) -t mpcompress-$$image:latest -f docker/$$image.Dockerfile . || exit 1; done
 
 stack-test: $(VENV)/.installed ## Start the stack of `make images`, use it, kill parts of it under load
-	CONTAINERS="$(CONTAINERS)" COMPOSE="$(COMPOSE)" $(BIN)/python -m pytest tests/stack/stack.py
+	CONTAINERS="$(CONTAINERS)" COMPOSE="$(COMPOSE)" $(BIN)/python -m pytest tests/stack/stack_images.py \
+		tests/stack/stack.py tests/stack/stack_tls.py
 
 clean: ## Remove environments and caches
 	rm -rf $(VENV) $(DEMO_VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis demo/cache

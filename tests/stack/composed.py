@@ -32,13 +32,18 @@ class Stack:
 
     environment: dict[str, str]
     services: tuple[str, ...]
+    files: tuple[str, ...] = ("docker-compose.yml",)
 
     @classmethod
-    def make(cls) -> Stack:
-        """Choose free ports."""
+    def make(cls, *overrides: str, without: tuple[str, ...] = (), **variables: str) -> Stack:
+        """Choose free ports. Overrides are compose files on top of docker-compose.yml."""
         ports = {name: str(_free_port()) for name in _PORTS}
         services = tuple(os.environ.get("STACK_SERVICES", "").split()) or SERVICES
-        return cls(environment={**os.environ, **ports}, services=services)
+        return cls(
+            environment={**os.environ, **ports, **variables},
+            services=tuple(service for service in services if service not in without),
+            files=("docker-compose.yml", *overrides),
+        )
 
     def port(self, variable: str) -> int:
         """Where a service listens on this machine."""
@@ -46,7 +51,8 @@ class Stack:
 
     def compose(self, *arguments: str, timeout_s: float = 300) -> str:
         """Runs a compose command on the stack."""
-        command = [*shlex.split(os.environ.get("COMPOSE", "docker compose")), "-p", PROJECT, *arguments]
+        files = [word for file in self.files for word in ("-f", file)]
+        command = [*shlex.split(os.environ.get("COMPOSE", "docker compose")), *files, "-p", PROJECT, *arguments]
         return self._run(command, timeout_s)
 
     def down(self) -> None:
@@ -71,10 +77,21 @@ class Stack:
         )
         return sorted(found.split())
 
+    def inspect(self, what: str) -> dict[str, Any]:
+        """What the container or image is."""
+        found: list[dict[str, Any]] = json.loads(self.containers("inspect", what))
+        return found[0]
+
     def healthy(self, container: str) -> bool:
-        """Whether a server says SERVING."""
+        """Whether a server says SERVING, by the command of its image's HEALTHCHECK."""
+        test = self.inspect(container)["Config"]["Healthcheck"]["Test"]
+        assert test[0] == "CMD"
+        return self.succeeds("exec", container, *test[1:])
+
+    def succeeds(self, *arguments: str) -> bool:
+        """Whether docker, or what stands for it, ends with 0."""
         try:
-            self.containers("exec", container, "python", "/opt/mpcompress/healthcheck.py")
+            self.containers(*arguments)
         except subprocess.CalledProcessError:
             return False
         return True
