@@ -55,6 +55,14 @@ def test_evaluate_agrees_with_the_codec(mpcompress, client, final, local):
         assert row["bpfp"] == pytest.approx(np.mean([unit.bpfp for unit in units]))
         assert row["nmse"] == pytest.approx(np.mean([nmse(h, x) for h, x in zip(final, found, strict=False)]))
         assert row["cosine"] == pytest.approx(np.mean([cosine(h, x) for h, x in zip(final, found, strict=False)]))
+        rates, errors = [unit.bpfp for unit in units], [nmse(h, x) for h, x in zip(final, found, strict=False)]
+        assert (row["bpfp_deviation"], row["worst_bpfp"]) == pytest.approx((np.std(rates), max(rates)))
+        assert (row["nmse_deviation"], row["worst_nmse"]) == pytest.approx((np.std(errors), max(errors)))
+        assert row["worst_file"] == f"features/{'abc'[int(np.argmax(errors))]}.npy"
+        distances = [unit.report.domain_distance for unit in units]
+        assert row["domain_distance"] == pytest.approx(np.mean(distances))
+        assert row["worst_domain_distance"] == pytest.approx(max(distances))
+        assert (row["warned"], row["warnings"]) == (0, [])
         cls = np.mean([cosine(h[:1], x[:1]) for h, x in zip(final, found, strict=False)])
         assert row["prefix_cosine"] == pytest.approx(cls)
     assert facts["rows"][0]["bpfp"] > facts["rows"][1]["bpfp"]
@@ -68,9 +76,22 @@ def test_evaluate_for_people(mpcompress):
     assert code == 0
     assert err.startswith(f"warning: {BLOCK6}: ")  # calibrated for another layer
     assert err.count("\n") == 1
-    for words in (FINAL, BLOCK6, "bpfp", "NMSE", "means over 2 files", "24"):
+    for words in (FINAL, BLOCK6, "bpfp", "NMSE", "means over 2 files", "24", "spread over them", "warned"):
         assert words in out
     assert Path("rate.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_counts_files_unlike_the_calibration(mpcompress, final):
+    np.save("features/b.npy", np.roll(final[1], 1, axis=1))
+    code, out, _ = mpcompress("evaluate", "features", "--codec", FINAL, "--json")
+    (row,) = json.loads(out)["rows"]
+    assert code == 0
+    assert row["warned"] == len(row["warnings"]) == 1
+    assert row["worst_domain_distance"] > row["domain_distance"]
+    code, out, err = mpcompress("evaluate", "features", "--codec", FINAL)
+    assert (code, err.count("warning")) == (0, 1)
+    assert "spread over them" in out
+    assert "largest NMSE: features/b.npy" in out
 
 
 def test_evaluate_names_the_file_that_fails(mpcompress):

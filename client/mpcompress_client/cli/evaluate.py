@@ -29,7 +29,8 @@ Code FEATURES there and back with each codec at each qp, and show what that cost
 FEATURES are .npy, .npz, .safetensors and .pt files, folders of them, quoted patterns, or `-` for a pipe. Means over the
 files of: bpfp, bits of the complete .mpc file per feature element; NMSE, squared error over variance (0 perfect, 1 no
 better than the mean); cosine between the tensors, and of the tokens in front (CLS) alone, which are few and often
-matter most; seconds of wall time to compress and to decompress.
+matter most; seconds of wall time to compress and to decompress. Then how files differ: standard deviations, the worst
+file, and how far they are from what the codec was calibrated on (1 is typical; `warned`: files that it warns of).
 
 \b
 Examples:
@@ -37,6 +38,9 @@ Examples:
   mpcompress evaluate features/ --codec mine.safetensors --codec other.safetensors --local --plot rate.png
   mpcompress evaluate 'features/*.npy' --codec vtm-dinov2-cls --qps 27,32 --limit 4 --timeout 600 --json
 """
+
+
+_Point = dict[str, Any]
 
 
 def _qps(text: str) -> list[float]:
@@ -79,7 +83,7 @@ def evaluate(
     ):
         for coder in coders:
             for value in asked:
-                points: list[dict[str, float]] = []
+                points: list[_Point] = []
                 warnings: set[str] = set()
                 for file in files:
                     points.append(_point(coder, file, read, {**arguments, "qp": value}, warnings))
@@ -91,6 +95,8 @@ def evaluate(
         click.echo(to_json({"files": len(files), "rows": rows}))
         return
     _table(rows, len(files))
+    if len(files) > 1:
+        _spread_table(rows)
     # One qp's warnings differ from the next one's in their figures: the first says what is wrong.
     for codec in dict.fromkeys(row["codec"] for row in rows):
         found = [warning for row in rows if row["codec"] == codec for warning in row["warnings"]]
@@ -104,7 +110,7 @@ def _point(
     read: Callable[[Path], Array | dict[str, Array]],
     arguments: dict[str, Any],
     warnings: set[str],
-) -> dict[str, float]:
+) -> _Point:
     """The figures of one file; what the codec warns of goes to `warnings`."""
     from mpcompress.metrics import cosine, nmse
 
@@ -120,27 +126,37 @@ def _point(
         h = tensors[coder.info.inputs[0].name]
         h_hat = found if isinstance(found, np.ndarray) else found[coder.info.outputs[0].name]
         with library():
-            point = {"bpfp": unit.bpfp, "nmse": nmse(h, h_hat), "cosine": cosine(h, h_hat)}
+            point: _Point = {"bpfp": unit.bpfp, "nmse": nmse(h, h_hat), "cosine": cosine(h, h_hat)}
             prefix = unit.pstate.get("prefix_tokens", coder.info.prefix_tokens)
             if prefix:
                 point["prefix_cosine"] = cosine(_prefix(h, prefix), _prefix(h_hat, prefix))
+            if unit.report and unit.report.domain_distance is not None:
+                point["domain_distance"] = unit.report.domain_distance
+            point["warned"] = bool(unit.report and unit.report.warnings)
     except MPCompressError as error:
         raise type(error)(f"{file}: {error.message}", field=error.field) from error
-    return {**point, "compress_s": coded - started, "decompress_s": decoded - coded}
+    return {**point, "file": str(file), "compress_s": coded - started, "decompress_s": decoded - coded}
 
 
 def _prefix(h: Array, tokens: int) -> Array:
     return h[..., :tokens, :]
 
 
-def _row(
-    coder: Coder, value: float | None, points: Sequence[dict[str, float]], warnings: Iterable[str]
-) -> dict[str, Any]:
+def _row(coder: Coder, value: float | None, points: Sequence[_Point], warnings: Iterable[str]) -> dict[str, Any]:
     default = coder.info.qp.default if coder.info.qp is not None else None
     row: dict[str, Any] = {"codec": coder.info.id, "qp": default if value is None else value, "n": len(points)}
     for name in ("bpfp", "nmse", "cosine", "prefix_cosine", "compress_s", "decompress_s"):
         values = [point[name] for point in points if name in point]
         row[name] = float(np.mean(values)) if values else None
+    for name in ("bpfp", "nmse"):
+        values = [point[name] for point in points]
+        row[f"{name}_deviation"] = float(np.std(values))
+        row[f"worst_{name}"] = float(np.max(values))
+    row["worst_file"] = max(points, key=lambda point: point["nmse"])["file"]
+    distances = [point["domain_distance"] for point in points if "domain_distance" in point]
+    row["domain_distance"] = float(np.mean(distances)) if distances else None
+    row["worst_domain_distance"] = float(np.max(distances)) if distances else None
+    row["warned"] = sum(point["warned"] for point in points)
     return {**row, "warnings": sorted(warnings)}
 
 
@@ -165,6 +181,32 @@ def _table(rows: Sequence[dict[str, Any]], files: int) -> None:
             f"{1e3 * row['decompress_s']:.1f}",
         )
     Console().print(table)
+
+
+def _spread_table(rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1), title="spread over them", title_justify="left")
+    table.add_column("codec", no_wrap=True)
+    for title in ("qp", "bpfp ±", "worst", "NMSE ±", "worst", "domain", "worst", "warned"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        domain = [row["domain_distance"], row["worst_domain_distance"]]
+        table.add_row(
+            row["codec"],
+            "" if row["qp"] is None else f"{row['qp']:g}",
+            f"{row['bpfp_deviation']:.3f}",
+            f"{row['worst_bpfp']:.3f}",
+            f"{row['nmse_deviation']:.4f}",
+            f"{row['worst_nmse']:.4f}",
+            *("" if distance is None else f"{distance:.1f}" for distance in domain),
+            str(row["warned"]),
+        )
+    Console().print(table)
+    # Most often one file is the worst of all: it is worth a look.
+    worst = max(rows, key=lambda row: row["worst_nmse"])
+    Console().print(f"largest NMSE: {worst['worst_file']}", highlight=False)
 
 
 def _pyplot() -> Any:
