@@ -101,7 +101,7 @@ def distinct(found: list[Candidate], folder: Path, wanted: dict[str, int]) -> di
                 break
             try:
                 picture = open_picture(folder / item.path)
-            except (OSError, ValueError):
+            except (OSError, ValueError, Image.DecompressionBombError):
                 continue
             if max(picture.size) < SMALLEST:
                 continue

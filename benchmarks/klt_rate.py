@@ -2,8 +2,8 @@
 
     python benchmarks/klt_rate.py --codec klt-imgfocus-vits14-final --features features/final/test
 
-Prints, per codec and qp, medians over n tensors of bpfp (payload + 48 bytes), NMSE, cosine of the prefix tokens, and
-CPU milliseconds to encode and decode. One thread.
+Prints, per codec and qp, medians over n tensors of bpfp (payload + 48 bytes), NMSE, cosine of the prefix tokens, by how
+much the payload exceeds the ideal length of its symbols, and CPU milliseconds to encode and decode. One thread.
 """
 
 # ruff: noqa: E402 - threads are counted when numpy is imported
@@ -24,8 +24,11 @@ from mpcompress.codec import CodingParams, TensorSpec, Unit
 from mpcompress.feature_files import open_features
 from mpcompress.metrics import bpfp, cosine, nmse
 from mpcompress.registry import CodecSpec, load, preset, preset_ids
-from mpcompress.transforms.klt_model import KltModel
+from mpcompress.transforms.klt_encoder import Encoder, Sample
+from mpcompress.transforms.klt_engine import Engine
+from mpcompress.transforms.klt_model_file import read_model
 from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
+from mpcompress.transforms.klt_statistics import Steps, statistics_at
 
 
 def main() -> None:
@@ -38,15 +41,15 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="tensors per folder")
     args = parser.parse_args()
     codecs = args.codec * len(args.features) if len(args.codec) == 1 else args.codec
-    print("| features | codec | n | qp | bpfp | NMSE | prefix cosine | encode ms | decode ms |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| features | codec | n | qp | bpfp | NMSE | prefix cosine | over ideal | encode ms | decode ms |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for folder, name in zip(args.features, codecs, strict=True):
         codec = load(_spec(name))
         codec.warm_up()
         tensors = [tensor.read().astype(np.float16) for tensor in open_features(folder)[: args.limit]]
         for qp in args.qp:
             row = np.median([_measure(codec, h, qp, args.prefix_qp_offset) for h in tensors], axis=0)
-            figures = f"{row[0]:.3f} | {row[1]:.4f} | {row[2]:.4f} | {row[3]:.1f} | {row[4]:.1f}"
+            figures = f"{row[0]:.3f} | {row[1]:.4f} | {row[2]:.4f} | {100 * row[5]:.2f} % | {row[3]:.1f} | {row[4]:.1f}"
             where = "/".join(folder.parts[-2:])
             print(f"| {where} | {codec.id} | {len(tensors)} | {qp:g} | {figures} |", flush=True)
 
@@ -54,7 +57,7 @@ def main() -> None:
 def _spec(name: str) -> CodecSpec:
     if name in preset_ids():
         return preset(name)
-    return CodecSpec(id=KltModel.from_bytes(Path(name).read_bytes()).id, family="klt", weights=name)
+    return CodecSpec(id=read_model(Path(name).read_bytes()).id, family="klt", weights=name)
 
 
 def _measure(codec, h, qp, offset) -> tuple[float, ...]:
@@ -73,7 +76,27 @@ def _measure(codec, h, qp, offset) -> tuple[float, ...]:
         cosine(h[:prefix], h_hat[:prefix]) if prefix else 1.0,
         1000 * (middle - begin),
         1000 * (end - middle),
+        8 * len(coded.strings[0]) / _ideal_bits(codec, h, coded.pstate) - 1,
     )
+
+
+def _ideal_bits(codec, h, pstate) -> float:
+    """Sum of -log2 of the probabilities that the tables give to the symbols of a tensor, by coding it again."""
+    model = codec.model
+    offset = pstate.get("prefix_qp_offset_eighths", model.prefix_qp_offset_eighths)
+    steps = Steps.of(model, pstate["qp_eighths"], offset, pstate.get("gain_eighths", 0))
+    far = np.cumsum(np.array(pstate.get("far_tokens", []), np.int64) + 1) - 1
+    height, width = codec.token_res or (1, len(h) - codec.prefix_tokens)
+    sample = Sample(h.astype(np.float32), codec.prefix_tokens, height, width, far)
+    symbols = Encoder(Engine(model)).quantise(sample, steps, statistics_at(model, steps), model.rate)
+    tables = model.tables
+    at, sizes = symbols.values - tables.offsets[symbols.classes], tables.lengths[symbols.classes] - 1
+    inside = (at >= 0) & (at < sizes)
+    begins = np.cumsum(tables.lengths) - tables.lengths
+    bits = tables.precision - np.log2(tables.freqs[begins[symbols.classes] + np.where(inside, at, sizes)])
+    beyond = np.where(at < 0, -1 - at, at - sizes)[~inside]
+    # An escape's side, and its distance as an Exp-Golomb code.
+    return float(bits.sum() + (2 + 2 * np.floor(np.log2(beyond + 1))).sum())
 
 
 if __name__ == "__main__":
