@@ -140,7 +140,7 @@ def _coded(codec: EdgeCodec, codec_id: str, tensor: np.ndarray, qp: float | None
 
 def _tensors(codec_id: str) -> list[np.ndarray]:
     """Inputs of several sizes."""
-    features = np.load(DATA)
+    features = np.load(DATA if codec_id != EXTRA else DATA.with_name("features_block6.npy"))
     random = np.random.default_rng(1)
     if codec_id in (PICTURE, EXTERNAL):
         return [np.ascontiguousarray(features[0][:rows, :96]) for rows in (33, 65)]
