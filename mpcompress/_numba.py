@@ -48,6 +48,7 @@ KERNEL_MODULES = (
     "mpcompress.exact.kernels",
     "mpcompress.transforms.klt_haar",
     "mpcompress.transforms.klt_kernels",
+    "mpcompress.transforms.klt_lookahead",
 )
 """Every module with kernels of its own; `warm_up` imports them all."""
 

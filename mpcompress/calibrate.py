@@ -23,6 +23,7 @@ from mpcompress.registry import CODEC_ID
 from mpcompress.transforms.klt_codec import KltCodec
 from mpcompress.transforms.klt_fit import QP, fit_model
 from mpcompress.transforms.klt_fit_data import FitData
+from mpcompress.transforms.klt_fit_sensitivity import Answer, prefix_offset_for
 from mpcompress.transforms.klt_model import MAX_CHANNELS, MAX_PREFIX_TOKENS
 from mpcompress.transforms.klt_model_file import write_model
 from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES, CalibrationReport, CalibrationResult, RatePoint
@@ -49,7 +50,8 @@ def calibrate(
     description: str,
     prefix_tokens: int | None = None,
     token_res: tuple[int, int] | None = None,
-    prefix_qp_offset_eighths: int = _PREFIX_QP_OFFSET,
+    prefix_qp_offset_eighths: int | None = None,
+    answer: Answer | None = None,
     held_out: str | Path | Iterable[str | Path | NDArray[Any]] | None = None,
     notes: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -65,7 +67,10 @@ def calibrate(
         description: one sentence: which model, which tap, which data.
         prefix_tokens: tokens in front of the patches (CLS, registers); None: none.
         token_res: (H, W) of all tensors; None: sequences of any length.
-        prefix_qp_offset_eighths: the prefix tokens' qp less the patches'.
+        prefix_qp_offset_eighths: the prefix tokens' qp less the patches'; None: what `answer` asks for, or without one
+            -96, a quarter of the patches' step.
+        answer: the rest of the model, features (L, C) to an array whose squared error counts: prefix tokens are coded
+            as finely as it is sensitive to them. Called some hundred times.
         held_out: what to measure the report on; None: every tenth tensor of `sources`, which is then not fitted.
         notes: more lines of the model card, by heading: model, tap, pictures, licence.
         progress: called with (done, total, stage).
@@ -89,11 +94,14 @@ def calibrate(
             _check(fitted + tested, prefix, token_res)
             if not tested:
                 raise InvalidInputError("no held-out tensors", field="held_out")
+        offset = prefix_qp_offset_eighths
+        if offset is None and answer is not None and prefix:
+            offset = prefix_offset_for(answer, [tensor.read() for tensor in fitted[:: -(-len(fitted) // 24)]], prefix)
         model = fit_model(
             FitData(fitted, prefix, token_res),
             codec_id=codec_id,
             description=description,
-            prefix_qp_offset_eighths=prefix_qp_offset_eighths if prefix else 0,
+            prefix_qp_offset_eighths=(_PREFIX_QP_OFFSET if offset is None else offset) if prefix else 0,
             progress=progress,
         )
         measured = _measure(KltCodec(model), tested, prefix, progress)
@@ -112,7 +120,7 @@ def calibrate(
     model = replace(
         model,
         domain_typical=typical,
-        domain_bound=max(2.0, 1.5 * max(measured.distances) / typical),
+        domain_bound=max(2.0, 1.2 * max(measured.distances) / typical),
         points=measured.curve(),
         card={**json.loads(json.dumps(asdict(report))), "notes": notes},
     )

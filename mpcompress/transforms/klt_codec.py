@@ -32,6 +32,7 @@ from mpcompress.codec import (
 )
 from mpcompress.errors import CodecFileError, CorruptBitstreamError, NonFiniteError
 from mpcompress.registry import CodecSpec
+from mpcompress.transforms.half import widen
 from mpcompress.transforms.klt_decoder import Decoded, StreamReader, Synthesis
 from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
@@ -40,6 +41,7 @@ from mpcompress.transforms.klt_model_file import read_model, write_model
 from mpcompress.transforms.klt_search import Item, search
 from mpcompress.transforms.klt_state import DTYPES, Shape, read_state, resolve_params, write_state
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
+from mpcompress.transforms.scratch import Scratch
 
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name) for name in DTYPES}
 _LARGEST = {"float32": 3.4028234663852886e38, "float16": 65504.0, "bfloat16": 3.3895313892515355e38}
@@ -77,6 +79,7 @@ class KltCodec(FeatureCodec):
         engine = Engine(model)
         # Both directions, and both stages of each, may be at work at once: each has buffers of its own.
         self._encoder = Encoder(engine)
+        self._scratch = Scratch()
         self._encoder_statistics = StatisticsCache(model)
         self._reader = StreamReader(engine)
         self._reader_statistics = StatisticsCache(model)
@@ -139,7 +142,7 @@ class KltCodec(FeatureCodec):
 
     def _analysed(self, h: Array, params: CodingParams) -> Callable[[], Coded]:
         """Symbols of an item; the result codes them."""
-        x = _finite(h)
+        x = self._finite(h)
         spec = TensorSpec(name="h", dtype="float32", shape=x.shape)
         shape = Shape.of(spec, self.model.channels)
         assert not isinstance(shape, str)
@@ -148,7 +151,6 @@ class KltCodec(FeatureCodec):
             x=np.ascontiguousarray(shape.to_tokens(x)),
             params=params,
             encoder=self._encoder,
-            engine=self._engine,
             statistics=self._encoder_statistics,
         )
         found = search(item)
@@ -173,6 +175,21 @@ class KltCodec(FeatureCodec):
 
         return code
 
+    def _finite(self, h: Array) -> FloatArray:
+        """Any of the dtypes as float32, valid until the next item; refuses NaN and infinity."""
+        if h.dtype == np.float16:
+            x = self._scratch.take("input", *h.shape)
+            if widen(h, x):
+                return x
+        x = np.ascontiguousarray(h, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(x.sum())
+        # A finite sum has finite terms; only another is worth a look at each.
+        if not math.isfinite(total) and not (finite := np.isfinite(x)).all():
+            where = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
+            raise NonFiniteError(f"h{list(where)} is {float(x[where])}", field="tensors[0]")
+        return x
+
     def read_symbols(self, unit: Unit) -> list[Decoded]:
         """The symbols of each sample of a unit, for those who look into streams."""
         state, _, shape = read_state(self.model, unit)
@@ -194,24 +211,12 @@ class KltCodec(FeatureCodec):
             out = np.empty((shape.samples, shape.tokens, shape.channels), dtype)
             for number, sample in enumerate(decoded):
                 x_hat = self._synthesis.features(sample, steps, state.far_of(number))
-                if dtype.itemsize == 2:
+                if dtype.itemsize == 2 and not (x_hat.max() <= largest and x_hat.min() >= -largest):
                     np.clip(x_hat, -largest, largest, out=x_hat)
                 out[number] = x_hat
             return {"h_hat": shape.from_tokens(out, spec.shape)}
 
         return synthesise
-
-
-def _finite(h: Array) -> FloatArray:
-    """Any of the dtypes as float32; refuses NaN and infinity."""
-    x = np.ascontiguousarray(h, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = float(x.sum())
-    # A finite sum has finite terms; only another is worth a look at each.
-    if not math.isfinite(total) and not (finite := np.isfinite(x)).all():
-        where = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
-        raise NonFiniteError(f"h{list(where)} is {float(x[where])}", field="tensors[0]")
-    return x
 
 
 def load(spec: CodecSpec) -> KltCodec:

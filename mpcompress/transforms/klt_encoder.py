@@ -87,12 +87,7 @@ Observer = Callable[[Group], None]
 
 
 class Encoder:
-    """Quantises samples of one codec, one at a time.
-
-    Attributes:
-        reconstruct: whether to keep the decoded features of the last sample.
-        decoded: these, without the means; None unless asked for.
-    """
+    """Quantises samples of one codec, one at a time."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -101,15 +96,32 @@ class Encoder:
         self._lists: tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]] | None = None
 
     def quantise(
-        self, sample: Sample, steps: Steps, statistics: Statistics, rate: float, observe: Observer | None = None
+        self,
+        sample: Sample,
+        steps: Steps,
+        statistics: Statistics,
+        rate: float,
+        observe: Observer | None = None,
+        passes: int = 0,
     ) -> Symbols | None:
-        """Symbols of a sample; None when a value is not finite or too large for the step."""
+        """Symbols of a sample; None when a value is not finite or too large for the step.
+
+        Each of the `passes` codes it again, knowing what the symbols of the last time cost those after them.
+        """
         run = _Run(self, sample, steps, statistics, rate, observe)
-        if not run.code():
-            return None
-        index, classes, values = run.lists
-        n = run.count
-        return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), max(run.error, 0.0))
+        found = run.symbols() if run.code() else None
+        for _ in range(passes if found is not None and rate > 0 else 0):
+            assert found is not None
+            run = _Run(self, sample, steps, statistics, rate, None, run.prices(found))
+            if not run.code():
+                break
+            found = run.symbols()
+        return found
+
+    def centred(self, x: FloatArray, height: int, width: int) -> FloatArray:
+        """Patches (height * width, C) less their means, valid until the next call or sample."""
+        grid = self._scratch.take("grid", height * width, x.shape[1])
+        return np.subtract(x, self._engine.patch_mean(height, width), out=grid)
 
     def _room(self, rows: int) -> tuple[Memory, tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]]]:
         """Memory and lists for so many rows, from the last time when they are large enough."""
@@ -126,6 +138,7 @@ class Encoder:
 
 
 _KEPT_ELEMENTS = 1 << 22
+_NO_PRICE = np.zeros((0, 0), np.float32)
 
 
 class _Run:
@@ -139,15 +152,35 @@ class _Run:
         statistics: Statistics,
         rate: float,
         observe: Observer | None,
+        price: FloatArray | None = None,
     ) -> None:
-        self._engine, self._scratch = encoder._engine, encoder._scratch
+        self._encoder, self._engine, self._scratch = encoder, encoder._engine, encoder._scratch
         self._sample, self._steps, self._statistics = sample, steps, statistics
         self._rate, self._observe = np.float32(rate), observe
+        self._price = _NO_PRICE if price is None else price
         self._plan = self._engine.plan(sample.prefix, sample.height, sample.width, sample.far.size)
         self._memory, self.lists = encoder._room(self._plan.rows)
         self._ok = True
         self.count = 0
         self.error = 0.0
+
+    def symbols(self) -> Symbols:
+        """What was coded."""
+        index, classes, values = self.lists
+        n = self.count
+        return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), max(self.error, 0.0))
+
+    def prices(self, symbols: Symbols) -> FloatArray:
+        """Of evidence; right after the symbols were coded."""
+        from mpcompress.transforms.klt_lookahead import price_evidence
+
+        price = np.empty_like(self._memory[0], np.float32)
+        plan, statistics, cost = self._plan, self._statistics, self._engine.model.cost
+        price_evidence(
+            *(plan.kind, plan.neighbours, statistics.kernel, self._memory),
+            *(symbols.index, symbols.classes, symbols.values, cost, price),
+        )
+        return price
 
     def code(self) -> bool:
         """Codes all rows; False when a value cannot be."""
@@ -172,8 +205,8 @@ class _Run:
         """The grid (h, w, C) less the means, without far tokens; and these, less theirs."""
         sample, engine = self._sample, self._engine
         patches = sample.x[sample.prefix :]
-        grid = self._scratch.take("grid", sample.height, sample.width, patches.shape[1])
-        np.subtract(patches, engine.patch_mean(sample.height, sample.width), out=grid.reshape(patches.shape))
+        centred = self._encoder.centred(patches, sample.height, sample.width)
+        grid = centred.reshape(sample.height, sample.width, patches.shape[1])
         if not sample.far.size:
             return grid, None
         fill(grid, sample.far)
@@ -216,7 +249,7 @@ class _Run:
         self.count = quantise_rows(
             *(x, first, kind, self._plan.neighbours, statistics.kernel, self._memory),
             *(engine.model.cost, engine.model.centroid, engine.feedback[kind]),
-            *(self._steps.size(prefix=prefix), self._rate, field, *self.lists, begin),
+            *(self._steps.size(prefix=prefix), self._rate, self._price, field, *self.lists, begin),
         )
         if self.count < 0:
             return None

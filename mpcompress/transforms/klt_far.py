@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 __all__ = ["fill", "find_far", "most_far"]
 
-_FACTOR = 40.0
+_OVER_MEDIAN = 40.0
+_OVER_TYPICAL = 16.0
 
 FloatArray = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -22,14 +23,18 @@ def most_far(tokens: int) -> int:
     return max(1, tokens // 20)
 
 
-def find_far(centred: FloatArray) -> Ints:
-    """Indices of tokens (n, C), means subtracted, whose energy is far beyond the median; none when they are many."""
+def find_far(centred: FloatArray, typical: float) -> Ints:
+    """Indices of tokens (n, C), means subtracted, whose energy is far beyond the others'; none when they are many.
+
+    Their energy must be far beyond the median of this tensor and beyond `typical`, which few tokens of the calibration
+    set exceed: what is unusual in a tensor of nearly equal tokens only is not far.
+    """
     with np.errstate(over="ignore"):
         energy = np.einsum("nc,nc->n", centred, centred)
-    median = float(np.median(energy))
-    if len(energy) < 2 or not float(energy.max()) > _FACTOR * median:
+    limit = max(_OVER_MEDIAN * float(np.median(energy)), _OVER_TYPICAL * typical)
+    if len(energy) < 2 or not float(energy.max()) > limit:
         return np.zeros(0, np.int64)
-    found = np.flatnonzero(energy > _FACTOR * median)
+    found = np.flatnonzero(energy > limit)
     return found if found.size <= most_far(len(energy)) else np.zeros(0, np.int64)
 
 

@@ -40,6 +40,7 @@ _CONTEXT_TENSORS = 250
 _CONTEXT_TOKENS = 250 * 257
 _OBSERVED_ONE_IN = 17
 _MOST_OBSERVED = 8_000_000
+_MASSIVE = 100.0  # times the channels' median variance
 _LOWEST = -40 * UNITS
 _FAR_HEADROOM = 3 * UNITS  # far tokens that calibration never saw: all their channels are worth a look
 _SCALE_OF_DEVIATION = 0.8  # E|x| of what is between a normal and a Laplace variable, over its deviation
@@ -64,12 +65,17 @@ class _Fit:
         self._lsteps = [round(UNITS * float(np.log2(ratio * self._deviation))) for ratio in _STEPS]
 
     def _spread(self) -> float:
-        """Root mean square of the features about their mean token."""
+        """Root mean square of the features about their mean token, massive channels counted as large ones.
+
+        It sets the step: a channel of +-500 must not make the others' too coarse at every qp.
+        """
         data, total, squares, count = self._data, 0.0, 0.0, 0
         for tensor in data.tensors(data.some(64)):
             patches = tensor.x[data.prefix :].astype(np.float64)
             total, squares, count = total + patches.sum(0), squares + np.square(patches).sum(0), count + len(patches)
-        variance = float((squares / count - np.square(total / count)).mean())
+        channels = squares / count - np.square(total / count)
+        median = float(np.median(channels))
+        variance = float((np.minimum(channels, _MASSIVE * median) if median > 0 else channels).mean())
         floor = 1e-12 * float(np.square(total / count).max())
         if not variance > max(floor, 1e-24):
             raise InvalidInputError("the features are constant: there is nothing to calibrate", field="sources")
@@ -114,6 +120,7 @@ class _Fit:
             prefix_qp_offset_eighths=self._prefix_offset,
             qp=QP,
             rate=_RATE,
+            token_energy=min(data.token_energy, 1e30),
             domain_typical=1.0,
             domain_bound=1e9,
             mean=transform.mean,

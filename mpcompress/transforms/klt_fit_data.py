@@ -15,6 +15,7 @@ __all__ = ["FitData", "FitTensor"]
 
 _KEPT_BYTES = 256 << 20
 _KEPT_FAR = 4096
+_TYPICAL_TENSORS = 64
 
 FloatArray = NDArray[np.float32]
 
@@ -37,6 +38,7 @@ class FitData:
         token_res: grid of all; None for sequences.
 
     Attributes:
+        token_energy: what a tenth of the tokens exceed, squared distance from the others.
         far: tokens that were far, (n, C), 4096 at most, of the tensors read so far.
     """
 
@@ -48,6 +50,7 @@ class FitData:
         self._kept: dict[int, FitTensor] = {}
         self._room = _KEPT_BYTES
         self._seen: set[int] = set()
+        self.token_energy = self._typical()
 
     def __len__(self) -> int:
         return len(self._tensors)
@@ -63,7 +66,7 @@ class FitData:
         x = self._tensors[number].read().copy()
         height, width = self.grid(number)
         patches = x[self.prefix :]
-        far = find_far(patches - np.median(patches, axis=0))
+        far = find_far(patches - np.median(patches, axis=0), self.token_energy)
         if far.size:
             if number not in self._seen and len(self.far) < _KEPT_FAR:
                 self.far.extend(patches[far])
@@ -74,6 +77,14 @@ class FitData:
             self._room -= x.nbytes
             self._kept[number] = found
         return found
+
+    def _typical(self) -> float:
+        """What a tenth of the tokens of some tensors exceed: their squared distance from the tensor's median token."""
+        energies = []
+        for number in self.some(_TYPICAL_TENSORS):
+            patches = self._tensors[number].read()[self.prefix :]
+            energies.append(np.square(patches - np.median(patches, axis=0)).sum(axis=1))
+        return float(np.quantile(np.concatenate(energies), 0.9))
 
     def some(self, most: int, seed: int = 0) -> list[int]:
         """Numbers of at most `most` tensors, at random but always the same; smaller choices are parts of larger."""

@@ -72,11 +72,26 @@ def _chosen(size: Any, q: Int, c: Int, rate: Any, cost: Array, centroid: Array) 
     return chosen
 
 
+@njit(forceinline=True)
+def _chosen_ahead(
+    size: Any, q: Int, c: Int, rate: Any, cost: Array, centroid: Array, pull: Any, evidence: Array
+) -> Int:
+    """As `_chosen`, with `pull` times a symbol's evidence in the price; candidates are q + 1, q, q - 1 and 0 too."""
+    best, chosen = size * size + rate * cost[c, 0] + pull * evidence[0], i64(0)
+    for candidate in range(max(q - 1, 1), q + 2):
+        m = min(candidate, MAGNITUDES - 1)
+        gap = size - (centroid[c, m] + np.float32(candidate - m))
+        price = gap * gap + rate * cost[c, m] + pull * evidence[m]
+        if price < best:
+            best, chosen = price, i64(candidate)
+    return chosen
+
+
 @njit(
     types.int64(
         *(_F32_2R, types.int64, types.int64, _I32_2R, STATISTICS_TYPE, MEMORY_TYPE),
         *(_F32_2R, _F32_2R, types.UniTuple(types.float32, 2), types.float32, types.float32),
-        *(_F32_2, _I32_1, _U16_1, _I32_1, types.int64),
+        *(_F32_2R, _F32_2, _I32_1, _U16_1, _I32_1, types.int64),
     )
 )
 def quantise_rows(
@@ -91,6 +106,7 @@ def quantise_rows(
     feedback: Any,
     step: Any,
     rate: Any,
+    price: Array,
     field: Array,
     index: Array,
     classes: Array,
@@ -99,7 +115,8 @@ def quantise_rows(
 ) -> Int:
     """Choose the symbols of a group: x (n, depth) is what is left after the prediction from coarser levels.
 
-    `rate` weighs bits against squared steps; below 0: a dead zone, no search. Fills `field` and the lists from `count`
+    `rate` weighs bits against squared steps; below 0: a dead zone, no search. `price` (rows + 1, K) is what a unit of
+    evidence costs later symbols, see `klt_lookahead`; (0, 0): nobody knows. Fills `field` and the lists from `count`
     on, and returns the new count; -1 when a value is not finite or takes a symbol beyond `MAX_SYMBOL`.
     """
     level, weight, own, last, evidence, worth, log2, cutoff = statistics
@@ -130,7 +147,11 @@ def quantise_rows(
                     return -1
                 q = i64(size + np.float32(0.5))
                 if q > 0:
-                    q = _chosen(size, q, c, rate, cost, centroid)
+                    if price.shape[0] > 0:
+                        pull = rate * price[row, k]
+                        q = _chosen_ahead(size, q, c, rate, cost, centroid, pull, evidence[i64(own[kind, k])])
+                    else:
+                        q = _chosen(size, q, c, rate, cost, centroid)
                     m = min(q, MAGNITUDES - 1)
                     decoded = (centroid[c, m] + np.float32(q - m)) * step if q > 0 else np.float32(0)
                     if value < 0:

@@ -61,6 +61,7 @@ class KltModel:
         prefix_qp_offset_eighths: the prefix tokens' qp less the patches'.
         qp: range that it was fitted for.
         rate: squared steps that a bit is worth to the quantiser. Only encoders use it.
+        token_energy: squared distance from the means that few tokens exceed. Only encoders use it.
         domain_typical: how far calibration tensors are from their own statistics, in the median. Only encoders use it.
         domain_bound: distance from the calibration set above which a tensor is reported.
         mean: float16 (P + h * w, C).
@@ -94,6 +95,7 @@ class KltModel:
     prefix_qp_offset_eighths: int
     qp: QpRange
     rate: float
+    token_energy: float
     domain_typical: float
     domain_bound: float
     mean: NDArray[np.float16]
@@ -268,6 +270,7 @@ def _check_numbers(model: KltModel) -> None:
         "qp.minimum": (model.qp.minimum, QP_LIMITS[0], model.qp.default),
         "qp.maximum": (model.qp.maximum, model.qp.default, QP_LIMITS[1]),
         "rate": (model.rate, 0.0, 1.0),
+        "token_energy": (model.token_energy, 0.0, 1e30),
         "domain_typical": (model.domain_typical, 1e-6, 1e9),
         "domain_bound": (model.domain_bound, 1.0, 1e9),
     }

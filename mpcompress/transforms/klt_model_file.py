@@ -19,7 +19,7 @@ __all__ = ["read_model", "write_model"]
 _METADATA_KEY = "mpcompress"
 _TABLE_PARTS = ("freqs", "lengths", "offsets")
 _INTEGERS = ("base_log2", "cutoff", "prefix_qp_offset_eighths")
-_FLOATS = ("rate", "domain_typical", "domain_bound")
+_FLOATS = ("rate", "token_energy", "domain_typical", "domain_bound")
 
 
 def write_model(model: KltModel) -> bytes:

@@ -18,7 +18,6 @@ from mpcompress.errors import OutOfRangeError
 from mpcompress.transforms.klt_context import UNITS
 from mpcompress.transforms.klt_domain import Domain
 from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder, Sample, Symbols
-from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_far import find_far
 from mpcompress.transforms.klt_model import MAX_GAIN, KltModel
 from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
@@ -30,8 +29,8 @@ __all__ = ["Item", "Trial", "search"]
 _MAX_TRIALS = 10
 _CLOSE = 0.012  # of the target, relative: stop there
 _REACHED = 0.03
+_PASSES = 1  # of effort 2, after the first: more save nothing
 _TOO_LOUD = 0.16  # mean squared error in squared steps: more than quantising costs, so too much was not coded
-_GAIN_WORTH_IT = UNITS
 
 FloatArray = NDArray[np.float32]
 
@@ -44,7 +43,6 @@ class Item:
     x: FloatArray
     params: CodingParams
     encoder: Encoder
-    engine: Engine
     statistics: StatisticsCache
 
 
@@ -52,13 +50,14 @@ class Item:
 class Trial:
     """An item coded at one state.
 
-    `error` is the sum of squared errors; `stream` is there when a target needed its size.
+    `error` is the sum of squared errors, `nmse` None for a constant item; `stream` is there when a target needed its
+    size.
     """
 
     state: KltState
     symbols: tuple[Symbols, ...]
     error: float
-    nmse: float
+    nmse: float | None
     distance: float | None
     domain_gain: int
     stream: bytes = b""
@@ -89,39 +88,42 @@ def search(item: Item) -> Trial:
 
 def _far_tokens(item: Item, state: KltState) -> tuple[int, ...]:
     patches = state.height * state.width
-    mean = item.engine.patch_mean(state.height, state.width)
     found: list[int] = []
     for number, sample in enumerate(item.x):
-        found += (find_far(sample[state.prefix :] - mean) + number * patches).tolist()
+        centred = item.encoder.centred(sample[state.prefix :], state.height, state.width)
+        found += (find_far(centred, item.model.token_energy) + number * patches).tolist()
     return tuple(found)
 
 
 def _trial(item: Item, state: KltState, variance: float) -> Trial:
     steps = Steps.of(item.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
     statistics = item.statistics.at(steps)
-    rate = item.model.rate if effort_of(item.params) else DEAD_ZONE
+    effort = effort_of(item.params)
+    rate = item.model.rate if effort else DEAD_ZONE
+    passes = _PASSES if effort > 1 else 0
     domain = Domain(item.model)
     found = []
     for number, x in enumerate(item.x):
         sample = Sample(x, state.prefix, state.height, state.width, state.far_of(number))
-        symbols = item.encoder.quantise(sample, steps, statistics, rate, domain)
+        symbols = item.encoder.quantise(sample, steps, statistics, rate, domain, passes)
         if symbols is None:
             raise _too_large(item.x)
         found.append(symbols)
     error = sum(symbols.error for symbols in found)
-    nmse = error / item.x.size / variance if variance > 0 else (0.0 if error == 0 else math.inf)
+    nmse = error / item.x.size / variance if variance > 0 else None
+    distance, domain_gain = domain.summary()
     return Trial(
         state=state,
         symbols=tuple(found),
         error=error,
         nmse=nmse,
-        distance=domain.distance(),
-        domain_gain=domain.gain(),
+        distance=distance,
+        domain_gain=domain_gain,
     )
 
 
 def _with_gain(item: Item, trial: Trial, variance: float) -> Trial:
-    """Raises the gain while what is not coded costs more than quantising; lowers it for faint tensors."""
+    """Raises the gain, one trial each, while what is not coded costs more than quantising."""
     step = float(Steps.of(item.model, trial.state.qp_eighths, 0, 0).size(prefix=False))
     loud = _TOO_LOUD * step**2 * item.x.size
     energy = float(np.vdot(item.x, item.x))
@@ -154,7 +156,7 @@ def _reach(item: Item, first: KltState, variance: float) -> Trial:
             trial = replace(trial, stream=stream)
             value = math.log(8 * (len(stream) + UNIT_OVERHEAD_BYTES) / item.x.size)
         else:
-            value = math.log(max(trial.nmse, 1e-30))
+            value = math.log(max(trial.nmse or 0.0, 1e-30))
         tried[qp] = value
         miss = abs(value - goal)
         if best is None or miss < best[0]:

@@ -10,6 +10,7 @@ from mpcompress.codec import CodingParams, TensorSpec, Unit
 from mpcompress.errors import InvalidInputError
 from mpcompress.metrics import nmse
 from mpcompress.registry import CodecSpec, load
+from mpcompress.transforms.klt_fit_sensitivity import prefix_offset_for
 
 CHANNELS = 10
 MIXING = np.random.default_rng(3).normal(size=(CHANNELS, CHANNELS)) * 2.0 ** -np.arange(CHANNELS)[:, None]
@@ -110,6 +111,28 @@ def test_sequences_of_many_lengths(tmp_path):
     assert nmse(x, round_trip(tmp_path / "c.safetensors", "text", x)[1]) < 0.2
 
 
+@pytest.mark.parametrize("channels", [16, 1100, pytest.param(8192, marks=pytest.mark.slow)])
+def test_any_number_of_channels(tmp_path, channels):
+    """Above 1024 the basis is one of groups of channels; a file stays some megabytes."""
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(12, channels)) * 2.0 ** -(np.arange(12) / 4)[:, None]
+
+    def walk() -> np.ndarray:
+        return (rng.normal(size=(20, 12)).cumsum(axis=0) @ factors + 0.05 * rng.normal(size=(20, channels))).astype(
+            "f4"
+        )
+
+    result = calibrate([walk() for _ in range(16)], codec_id="wide", description="d")
+    result.save(tmp_path / "c.safetensors")
+    fresh = walk()
+    size, out = round_trip(tmp_path / "c.safetensors", "wide", fresh)
+    assert nmse(fresh, out) < 0.2
+    assert size < fresh.size / 8
+    assert len(result.file) < 60_000 + 4_200 * channels
+    batch = np.stack([fresh, walk()])
+    assert nmse(batch, round_trip(tmp_path / "c.safetensors", "wide", batch)[1]) < 0.2
+
+
 def test_square_token_counts_without_a_grid_are_pointed_out():
     report = calibrate(tensors(16, prefix=1), codec_id="mine", description="d").report
     assert any("1 prefix tokens and 6 x 6 patches" in warning for warning in report.warnings)
@@ -126,9 +149,56 @@ def test_progress_is_told():
     told = []
     calibrate(tensors(16), codec_id="mine", description="d", token_res=(6, 6), progress=lambda *args: told.append(args))
     stages = list(dict.fromkeys(stage for _, _, stage in told))
-    assert stages == ["moments", "scales", "tiles", "tables", "held out"]
+    assert stages == ["means", "covariances", "scales", "contexts", "tables", "held out"]
     assert all(0 <= done <= total for done, total, _ in told)
     assert {stage for done, total, stage in told if done == total} == set(stages)
+
+
+@pytest.mark.parametrize(
+    ("prefix_weight", "patch_weight", "offset"),
+    [(1, 1, 0), (4, 1, -96), (1, 2, 48), (8, 1, -144), (0, 1, 48), (1, 0, -192), (1000, 1, -192)],
+)
+def test_prefix_tokens_are_as_fine_as_the_answer_asks_for(prefix_weight, patch_weight, offset):
+    """Squared changes of the answer stand as squared weights: steps as the weights' inverse, 48 to the octave."""
+    weights = np.array([[prefix_weight]] * 2 + [[patch_weight]] * 36, np.float32)
+    found = prefix_offset_for(lambda x: weights * x, tensors(30, prefix=2), 2)
+    assert found == pytest.approx(offset, abs=3)
+
+
+def test_calibration_asks_the_answer(tmp_path):
+    options = {"codec_id": "mine", "description": "d", "token_res": (6, 6), "prefix_tokens": 1}
+    answer = lambda x: np.concatenate([4 * x[:1], x[1:]])  # noqa: E731
+    result = calibrate(tensors(16, prefix=1), **options, answer=answer)
+    result.save(tmp_path / "c.safetensors")
+    model = load(CodecSpec(id="mine", family="klt", weights=str(tmp_path / "c.safetensors"))).model
+    assert model.prefix_qp_offset_eighths == pytest.approx(-96, abs=3)
+    for bad in (lambda x: np.zeros(3), lambda x: x * np.nan):
+        with pytest.raises(InvalidInputError, match="the answer"):
+            calibrate(tensors(16, prefix=1), **options, answer=bad)
+
+
+def test_massive_channels_do_not_ruin_the_others(tmp_path):
+    """As in language models: one channel of +-500, which calibration has seen."""
+
+    def massive(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x[:, 3] = np.sign(x[:, 3]) * (480 + 20 * np.abs(x[:, 3]))
+        return x
+
+    clean, (fresh,) = tensors(40), tensors(1, seed=9)
+    results = {}
+    for name, training, x in (("clean", clean, fresh), ("massive", [massive(x) for x in clean], massive(fresh))):
+        calibrate(training, codec_id=name, description="d", token_res=(6, 6)).save(tmp_path / f"{name}.safetensors")
+        spec = TensorSpec(name="h", dtype="float32", shape=x.shape)
+        codec = load(CodecSpec(id=name, family="klt", weights=str(tmp_path / f"{name}.safetensors")))
+        # The same step for both: what was massive may cost bits of its own, no more.
+        qp = round(192 + results.setdefault("base", codec.model.base_log2) - codec.model.base_log2)
+        (coded,) = codec.compress([{"h": x}], codec.resolve([spec], CodingParams(qp_eighths=max(qp, 0))))
+        (out,) = codec.decompress([Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))])
+        others = np.delete(np.arange(CHANNELS), 3)
+        results[name] = nmse(x[:, others], out["h_hat"][:, others]), len(coded.strings[0])
+        assert np.abs(out["h_hat"][:, 3] - x[:, 3]).max() < 20
+    assert results["massive"][0] < 1.3 * results["clean"][0]
 
 
 def test_notes_and_report_are_in_the_file(tmp_path):

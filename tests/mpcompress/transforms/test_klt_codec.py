@@ -1,4 +1,5 @@
-import tracemalloc
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -165,9 +166,13 @@ def test_float16_output_does_not_overflow(grid_codec, tools):
         ({"prefix_tokens": 37}, "params.prefix_tokens"),
         ({"qp_eighths": -1}, "params.qp_eighths"),
         ({"qp_eighths": 385}, "params.qp_eighths"),
-        ({"target_bpfp": 0.1}, "params.target_bpfp"),
-        ({"target_nmse": 0.1}, "params.target_nmse"),
-        ({"family": (("effort", 2),)}, "params.effort"),
+        ({"target_bpfp": 0.0}, "params.target_bpfp"),
+        ({"target_nmse": -0.1}, "params.target_nmse"),
+        ({"target_nmse": float("nan")}, "params.target_nmse"),
+        ({"target_nmse": 0.1, "qp_eighths": 192}, "params.target_bpfp"),
+        ({"family": (("effort", 3),)}, "params.effort"),
+        ({"family": (("effort", True),)}, "params.effort"),
+        ({"family": (("speed", 1),)}, "params.speed"),
         ({"family": (("prefix_qp_offset_eighths", 385),)}, "params.prefix_qp_offset_eighths"),
         ({"family": (("prefix_qp_offset_eighths", 1.5),)}, "params.prefix_qp_offset_eighths"),
     ],
@@ -200,7 +205,8 @@ STATES = {
     "token_width": st.integers(-1, 40),
     "prefix_tokens": st.integers(-1, 40),
     "prefix_qp_offset_eighths": st.integers(-400, 400),
-    "gain_eighths": st.integers(-1, 2000),
+    "gain_eighths": st.integers(-2000, 2000),
+    "far_tokens": st.lists(st.integers(-1, 40), max_size=3),
     "strange": st.just(1),
 }
 
@@ -246,25 +252,192 @@ def test_extended_and_truncated_streams_are_refused(grid_codec, tools, tail):
             decode_checked(grid_codec, bad)
 
 
-def test_plans_are_kept_within_bounds(grid_codec, tools):
-    for qp in range(40):
+def test_statistics_are_kept_within_bounds(grid_codec, tools):
+    for qp in range(80):
         tools.code(grid_codec, tools.smooth(np.random.default_rng(0), 7, 5, 2), qp_eighths=qp)
-    assert len(grid_codec._planner._plans) <= 16
+    assert len(grid_codec._encoder_statistics._kept) <= 64
 
 
 def test_warming_up_and_the_codec_file(grid_codec, shipped):
     grid_codec.warm_up()
     codec, _ = shipped
     codec.warm_up()
-    assert 500_000 < len(codec.codec_file()) < 2_000_000
+    assert 500_000 < len(codec.codec_file()) < 3_000_000
 
 
-def test_a_few_bytes_do_not_make_a_decoder_allocate_gigabytes(shipped):
-    codec, _ = shipped
-    spec = TensorSpec(name="h", dtype="float16", shape=(349521, 384))
-    tracemalloc.start()
-    with pytest.raises(CorruptBitstreamError, match="a payload of 6 bytes"):
-        codec.check_unit(Unit(strings=[b"abcdef"], pstate={"qp_eighths": 0}, specs=(spec,)))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 50e6
+HOSTILE = """
+import resource
+from mpcompress.codec import TensorSpec, Unit
+from mpcompress.errors import CorruptBitstreamError
+from mpcompress.registry import load, preset
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+codec = load(preset("klt-imgfocus-vits14-final"))
+codec.warm_up()
+before = peak()
+spec = TensorSpec(name="h", dtype="float16", shape=(349521, 384))
+for payload in (b"abcdef", b"\\xff" * 2000):
+    unit = Unit(strings=[payload], pstate={"qp_eighths": 0, "far_tokens": [0] * 1000}, specs=(spec,))
+    try:
+        codec.check_unit(unit)
+        codec.decompress([unit])
+    except CorruptBitstreamError:
+        continue
+    raise SystemExit("not refused")
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory in kilobytes is Linux's")
+def test_a_few_bytes_do_not_make_a_decoder_touch_gigabytes():
+    done = subprocess.run([sys.executable, "-c", HOSTILE], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 150_000
+
+
+def test_payloads_longer_than_any_are_refused(grid_codec):
+    spec = TensorSpec(name="h", dtype="float16", shape=(37, 12))
+    for size in (5, 16 + 10 * 37 * 12 + 2):
+        with pytest.raises(CorruptBitstreamError, match="a payload of"):
+            grid_codec.check_unit(Unit(strings=[bytes(size)], pstate={"qp_eighths": 0}, specs=(spec,)))
+
+
+def test_maps_are_grids_of_their_own(shipped, tools):
+    codec, features = shipped
+    grid = np.ascontiguousarray(features[0][1:].T.reshape(384, 16, 16))
+    coded, _, out = tools.code(codec, grid)
+    assert out.shape == grid.shape
+    assert coded.pstate == {"qp_eighths": 192}
+    _, _, tokens = tools.code(codec, features[0][1:], prefix_tokens=0)
+    assert np.array_equal(out.reshape(384, 256).T, tokens)
+    _, _, both = tools.code(codec, np.stack([grid, grid[:, ::-1]]))
+    assert np.array_equal(both[0], out)
+    crop = np.ascontiguousarray(grid[:, :5, :9])
+    coded, _, out = tools.code(codec, crop)
+    assert coded.pstate == {"qp_eighths": 192}
+    assert nmse(crop, out) < 0.2
+    spec = tools.spec_of(grid)
+    for changes in ({"prefix_tokens": 1}, {"token_res": (8, 32)}):
+        with pytest.raises(InvalidInputError):
+            codec.resolve([spec], CodingParams(**changes))
+
+
+def outliers(h: np.ndarray) -> np.ndarray:
+    """Massive activations in two channels of three tokens."""
+    x = h.astype(np.float32)
+    x[[18, 101, 205], 5], x[[18, 101, 205], 77] = 500, -480
+    return x
+
+
+def test_massive_activations_do_not_ruin_the_other_tokens(shipped, tools):
+    codec, features = shipped
+    clean, x = features[1].astype(np.float32), outliers(features[1])
+    plain, _, plain_out = tools.code(codec, clean)
+    coded, _, out = tools.code(codec, x)
+    assert np.cumsum(np.array(coded.pstate["far_tokens"]) + 1).tolist() == [18, 101, 205]
+    others = np.setdiff1d(np.arange(257), [18, 101, 205])
+    error, plain_error = nmse(clean[others], out[others]), nmse(clean[others], plain_out[others])
+    assert error < 1.15 * plain_error
+    assert abs(out[18, 5] - 500) < 5
+    assert len(coded.strings[0]) < len(plain.strings[0]) + 1500
+
+
+def test_usual_tokens_among_nearly_equal_ones_are_not_far(shipped, tools):
+    """An even picture with one object: 40 times the median energy, yet nothing that calibration has not seen."""
+    codec, features = shipped
+    x = features[0].astype(np.float32)
+    x[1:] = x[1:].mean(axis=0) + 0.01 * (x[1:] - x[1:].mean(axis=0))
+    x[40] = features[0][40]
+    coded, _, out = tools.code(codec, x)
+    assert coded.pstate == {"qp_eighths": 192}
+    assert nmse(x[40], out[40]) < 0.3
+
+
+def test_far_tokens_of_each_sample_are_its_own(shipped, tools):
+    codec, features = shipped
+    x = np.stack([features[0].astype(np.float32), outliers(features[1]), features[2].astype(np.float32)])
+    coded, unit, out = tools.code(codec, x)
+    assert len(coded.pstate["far_tokens"]) == 3
+    assert coded.pstate["far_tokens"][0] == 256 + 17
+    assert abs(out[1, 18, 5] - 500) < 5
+    for far in ([768], [0, 767], [0] * 40, [-1], "x", [1.0], [0, 0, 0] + [300] * 3):
+        bad = Unit(strings=unit.strings, pstate={**unit.pstate, "far_tokens": far}, specs=unit.specs)
+        with pytest.raises(CorruptBitstreamError):
+            decode_checked(codec, bad)
+
+
+@pytest.mark.parametrize("effort", [0, 1, 2])
+def test_every_effort_decodes(shipped, tools, effort):
+    codec, features = shipped
+    coded, _, out = tools.code(codec, features[2], family=(("effort", effort),))
+    assert coded.pstate == {"qp_eighths": 192}
+    assert nmse(features[2], out) < BOUNDS[codec.id][1]
+
+
+def test_search_saves_bits_at_equal_error(shipped, tools):
+    codec, features = shipped
+    target = 0.04 if codec.id.endswith("final") else 0.1
+    sizes = [
+        sum(len(tools.code(codec, h, target_nmse=target, family=(("effort", effort),))[0].strings[0]) for h in features)
+        for effort in (0, 1)
+    ]
+    assert sizes[1] < 0.99 * sizes[0]
+
+
+@pytest.mark.parametrize("qp", [96, 192, 288])
+def test_every_effort_lowers_what_the_search_minimises(shipped, tools, qp):
+    """Squared steps of error plus `rate` times bits."""
+    codec, features = shipped
+    step = 2.0 ** ((codec.model.base_log2 + qp) / 48)
+
+    def price(effort: int) -> float:
+        total = 0.0
+        for h in features.astype(np.float32):
+            coded, _, _ = tools.code(codec, h, qp_eighths=qp, family=(("effort", effort),))
+            error = coded.report.nmse * float(h.var()) * h.size
+            total += error / step**2 + codec.model.rate * 8 * len(coded.strings[0])
+        return total
+
+    off, default, slow = (price(effort) for effort in (0, 1, 2))
+    assert slow < default
+    assert default < 0.99 * off
+
+
+@pytest.mark.parametrize("target", [0.05, 0.1, 0.3, 1.0])
+def test_rates_are_reached(shipped, tools, target):
+    codec, features = shipped
+    for h in features[:3]:
+        coded, _, _ = tools.code(codec, h, target_bpfp=target)
+        assert coded.report.target_reached
+        assert 8 * (len(coded.strings[0]) + 48) / h.size == pytest.approx(target, rel=0.03)
+        assert coded.report.qp_eighths == coded.pstate["qp_eighths"]
+
+
+@pytest.mark.parametrize("target", [0.01, 0.03, 0.1, 0.2])
+def test_errors_are_reached(shipped, tools, target):
+    codec, features = shipped
+    for h in features[:3]:
+        coded, _, out = tools.code(codec, h, target_nmse=target)
+        assert nmse(h, out) == pytest.approx(target, rel=0.03)
+        assert coded.report.nmse == pytest.approx(nmse(h, out), rel=0.01)
+
+
+def test_targets_out_of_reach_give_the_nearest_point_or_an_error(shipped, tools):
+    codec, features = shipped
+    for name, value, qp in (("target_bpfp", 50.0, 0), ("target_bpfp", 1e-4, 384), ("target_nmse", 1e-9, 0)):
+        coded, _, _ = tools.code(codec, features[0], **{name: value})
+        assert coded.report.target_reached is False
+        assert coded.report.qp_eighths == qp
+        with pytest.raises(OutOfRangeError, match="is out of reach: the nearest is") as caught:
+            tools.code(codec, features[0], **{name: value, "target_policy": "error"})
+        assert caught.value.field == f"params.{name}"
+
+
+def test_constant_tensors_are_coded(grid_codec, tools):
+    x = np.full((37, 12), 3.0, np.float32)
+    for params in ({}, {"target_nmse": 0.1}, {"target_bpfp": 0.5}):
+        coded, _, out = tools.code(grid_codec, x, **params)
+        assert np.isfinite(out).all()
+        assert coded.report.nmse is None

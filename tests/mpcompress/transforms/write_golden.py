@@ -39,6 +39,7 @@ def main() -> None:
         codec = load(preset(f"klt-imgfocus-vits14-{tap}"))
         for case, (params, _) in CASES.items():
             target = HERE / "golden" / f"{codec.id}-{case}"
+            target.parent.mkdir(exist_ok=True)
             if target.with_suffix(".json").exists():
                 print(f"{target.name} is there already")
                 continue
