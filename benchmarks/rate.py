@@ -6,7 +6,7 @@ Folders as benchmarks/extract_judge.py (TAP/stamps, TAP/wallpapers) and benchmar
 clip art here; its TAP/train gives the anchors' calibrated scales) write them. For every tap and set: complete .mpc
 files, mean and worst NMSE, cosines of CLS and patch tokens, IoU of the saliency map that the rest of the model makes,
 CPU milliseconds of one thread. Anchors: fp16, int8, int4 through zstd (their bytes alone); x265 and vvenc on channels
-as tiles, on the tensors that VTM was run on; VTM from benchmarks/vtm_anchor.json.
+as tiles, and klt with effort 2, on the tensors that VTM was run on; VTM from benchmarks/vtm_anchor.json.
 
 `--only klt` measures one series again and keeps the others of the .json file; `--report` measures nothing.
 """
@@ -54,7 +54,8 @@ KLT_QPS = (8, 12, 16, 20, 24, 28, 32, 36)
 PICTURE_QPS = (17, 22, 27, 32)
 PICTURES = {"x265": ("x265-dinov2-cls-tiles", "veryslow"), "vvenc": ("vvenc-dinov2-cls-tiles", "medium")}
 INT_BITS = (8, 4)
-SERIES = ("klt", "fp16+zstd", "int8+zstd", "int4+zstd", "x265", "vvenc")
+SLOW = "klt effort 2"
+SERIES = ("klt", SLOW, "fp16+zstd", "int8+zstd", "int4+zstd", "x265", "vvenc")
 _CALIBRATION_TENSORS = 200
 _CHOICE_TENSORS = 8
 
@@ -113,7 +114,7 @@ def measure(
     answers: Answers,
 ) -> Iterator[dict[str, Any]]:
     """The points of one series on one set."""
-    names = anchored if series in PICTURES else list(tensors)
+    names = anchored if series in PICTURES or series == SLOW else list(tensors)
     if not names:
         return
     for qp, coder, note in coders(series, tap, list(tensors.values()), codec_id, scalars):
@@ -135,12 +136,12 @@ def coders(
     series: str, tap: str, tensors: list[Features], codec_id: str, scalars: Scalars
 ) -> Iterator[tuple[float, Coder, dict[str, str]]]:
     """The operating points of a series: qp (or bits), coder, what to say about it."""
-    if series == "klt":
+    if series in ("klt", SLOW):
         codec = load(preset(codec_id))
         codec.warm_up()
         note = {"codec": codec_id, "fingerprint": codec.fingerprint.hex()}
         for qp in KLT_QPS:
-            params = CodingParams(qp_eighths=8 * qp)
+            params = CodingParams(qp_eighths=8 * qp, family=(("effort", 2 if series == SLOW else 1),))
             trip_coder(codec, params)(tensors[0])
             yield qp, trip_coder(codec, params), note
     elif series in PICTURES:

@@ -191,7 +191,7 @@ def decode(raw, payload, pstate, shape):
                 field[row] += weight * field[other] if other is not None else 0
     bases = []
     for rows_ in file["basis"].astype(float):
-        u, _, v = np.linalg.svd(rows_, full_matrices=False)
+        u, _, v = np.linalg.svd(rows_ / np.linalg.norm(rows_, axis=1, keepdims=True), full_matrices=False)
         bases.append(u @ v)
     features = [field[row] @ bases[file["slot"][kind]] for row, (kind, _) in enumerate(rows)]
     out = np.zeros(shape)
