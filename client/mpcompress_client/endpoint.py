@@ -33,9 +33,13 @@ _PREFIX = "MPCOMPRESS_"
 SYSTEM = "system"
 
 _CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
-    # A peer that vanished without a word is noticed while a call waits; every server of ours takes a ping each 10 s.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    # A peer that vanished without a word is noticed while a call waits, within half of an item's usual time limit, so
+    # that the item can go elsewhere; every server of ours takes a ping each 10 s. gRPC waits for the answer to a ping
+    # as long as ping_timeout says, a minute by itself, and after two pings without data asks once a minute only.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # gRPC's own 1 s and 120 s are long for an edge device whose server restarts.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),

@@ -38,9 +38,11 @@ _OPTIONS: list[tuple[str, Any]] = [
     # As the listener: what no limit counts stays small.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 18),
-    # A worker that vanished without a word is noticed while an item waits for it.
+    # A worker that vanished without a word is noticed while an item waits for it, however long that takes.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from raw_wire import CODE, call_status, compress_messages, decompress_messages, details, features, talk
+from silent_network import Network
 
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
@@ -365,6 +367,27 @@ async def test_a_client_that_pings_too_often_is_sent_away(start_server):
             await call.read()
     assert caught.value.code() == CODE.UNAVAILABLE
     assert re.search("(?i)ping", caught.value.details())
+
+
+async def test_a_client_that_fell_silent_gives_back_what_it_reserved(start_server):
+    """However long it had been idle: gRPC by itself would look after it once a minute only."""
+    server = await start_server(connections={"keepalive_time_s": 0.5, "keepalive_timeout_s": 0.5})
+    network = Network(server.address)
+    try:
+        async with grpc.aio.insecure_channel(network.address) as channel:
+            call = pb_grpc.CompressionServiceStub(channel).Compress()
+            await call.write(compress_messages(1, features(4), chunk=16)[0])
+            while not server.servicer.budget.used:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(4)  # longer than several pings take
+            assert server.servicer.budget.used
+            network.silence()
+            async with asyncio.timeout(30):
+                while server.servicer.budget.used:
+                    await asyncio.sleep(0.01)
+            call.cancel()
+    finally:
+        network.close()
 
 
 # --------------------------------------------------------------------------------------------------------- logs
