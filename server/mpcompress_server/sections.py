@@ -89,8 +89,8 @@ class Connections(Section):
         options: list[tuple[str, Any]] = [
             ("grpc.keepalive_time_ms", _ms(self.keepalive_time_s)),
             ("grpc.keepalive_timeout_ms", _ms(self.keepalive_timeout_s)),
-            # How long gRPC waits for the answer to a ping, a minute by itself; and it would ask an idle connection twice
-            # and then once a minute.
+            # How long gRPC waits for the answer to a ping, by itself a minute; and it would ask an idle connection
+            # twice and then once a minute.
             ("grpc.http2.ping_timeout_ms", _ms(self.keepalive_timeout_s)),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.http2.min_ping_interval_without_data_ms", _ms(self.min_ping_interval_s)),
