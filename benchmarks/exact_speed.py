@@ -198,44 +198,51 @@ class Path:
 def paths(codec: VitUnionLatentCodec, exact: ExactVitUnion) -> list[Path]:
     """The three columns, around the same weights."""
     compressai = CompressaiPath(codec)
-    networks: list[Target] = [
-        ("analysis", codec, "_analyse"),
-        ("analysis", codec.hyper_lc.h_a, "forward"),
-        ("synthesis", codec, "_synthesis"),
-    ]
-
-    def coders(y: Any, bottleneck: Any, names: Sequence[str]) -> list[Target]:
-        models = [y[f"y{k}"].latent_codec["y"].gaussian_conditional for k in range(len(codec.groups))]
-        found = [("coding", model, name) for model in [*models, bottleneck] for name in names]
-        return found + [("coding", model, "build_indexes") for model in models]
-
-    steps = ("encode", "decompress")
+    networks: list[Target] = [("analysis", codec, "_analyse"), ("synthesis", codec, "_synthesis")]
+    groups = [f"y{k}" for k in range(len(codec.groups))]
+    y_lc: Any = codec.y_lc
+    models = [y_lc[name].gaussian.gaussian_conditional for name in groups]
+    their_y: Any = compressai.y
+    their_models = [their_y[name].latent_codec["y"].gaussian_conditional for name in groups]
     return [
         Path(
             name="CompressAI",
             compress=compressai.compress,
             decompress=compressai.decompress,
-            targets=networks + coders(compressai.y, compressai.bottleneck, ("compress", "decompress")),
+            targets=[
+                *networks,
+                ("analysis", codec.hyper_lc.h_a, "forward"),
+                *_coding([*their_models, compressai.bottleneck], ("compress", "decompress")),
+                *_coding(their_models, ("build_indexes",)),
+            ],
         ),
         Path(
             name="float32",
             compress=lambda h, grid: codec.compress(h, grid),
             decompress=lambda unit, grid: codec.decompress(unit["strings"], unit["pstate"]),
-            targets=networks + coders(codec.y_lc, codec.hyper_lc.entropy_bottleneck, steps),
+            targets=[
+                *networks,
+                ("analysis", codec.hyper_lc, "analyse"),
+                *_coding([codec.hyper_lc.entropy_bottleneck], ("encode", "decompress")),
+                *_coding(models, ("encode_scaled", "decode_scaled")),
+            ],
         ),
         Path(
             name="exact",
             compress=lambda h, grid: exact.compress(h, token_res=grid),
             decompress=lambda unit, grid: exact.decompress(unit["strings"], unit["pstate"]),
             targets=[
-                ("analysis", exact.net, "_analyse"),
-                ("analysis", exact.h_a, "forward"),
+                ("analysis", exact, "_analyse"),
                 ("synthesis", exact.net, "_synthesis"),
-                *(("coding", LatentWriter, name) for name in ("hyper", "step", "streams")),
-                *(("coding", LatentReader, name) for name in ("hyper", "step", "close")),
+                *_coding([LatentWriter], ("hyper", "step", "streams")),
+                *_coding([LatentReader], ("hyper", "step", "close")),
             ],
         ),
     ]
+
+
+def _coding(owners: Sequence[Any], names: Sequence[str]) -> list[Target]:
+    return [("coding", owner, name) for owner in owners for name in names]
 
 
 def even_board(grid: Grid) -> Grid:

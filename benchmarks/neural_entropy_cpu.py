@@ -53,13 +53,13 @@ class Recorder:
         )
 
     def _wrap_gaussian(self, module: GaussianLatentCodec) -> None:
-        original = module.compress
+        original = module.encode
 
-        def compress(y: torch.Tensor, params: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        def encode(y: torch.Tensor, params: torch.Tensor) -> tuple[list[bytes], torch.Tensor]:
             self.gaussians.append((module, y.clone(), params.clone()))
-            return original(y, params, *args, **kwargs)
+            return original(y, params)
 
-        module.__dict__["compress"] = compress
+        module.__dict__["encode"] = encode
 
 
 def work(recorder: Recorder) -> tuple[dict[str, Callable[[], Any]], ...]:
@@ -75,17 +75,16 @@ def work(recorder: Recorder) -> tuple[dict[str, Callable[[], Any]], ...]:
         theirs.__dict__.update({k: v for k, v in model.__dict__.items() if k != "_table_cache"})
         scales, means = codec._chunk(params)
         y_jobs.append((model, theirs, y, scales, means))
-    strings = [ours.encode(y, ours.build_indexes(scales), means)[0] for ours, _, y, scales, means in y_jobs]
+    strings = [ours.encode_scaled(y, scales, means)[0] for ours, _, y, scales, means in y_jobs]
     z_strings = z_model.compress(z)
     size = z.shape[2:]
 
     def our_encode() -> Any:
-        return [z_model.encode(z)] + [o.encode(y, o.build_indexes(s), m) for o, _, y, s, m in y_jobs]
+        return [z_model.encode(z)] + [o.encode_scaled(y, s, m) for o, _, y, s, m in y_jobs]
 
     def our_decode() -> Any:
         return [z_model.decompress(z_strings, size)] + [
-            o.decompress(string, o.build_indexes(s), means=m)
-            for string, (o, _, _, s, m) in zip(strings, y_jobs, strict=True)
+            o.decode_scaled(string, s, m) for string, (o, _, _, s, m) in zip(strings, y_jobs, strict=True)
         ]
 
     def their_encode() -> Any:

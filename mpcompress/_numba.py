@@ -46,6 +46,7 @@ KERNEL_MODULES = (
     "mpcompress.entropy.rans",
     "mpcompress.entropy.compressai_format",
     "mpcompress.exact.kernels",
+    "mpcompress.latent_codecs._kernels",
     "mpcompress.transforms.klt_haar",
     "mpcompress.transforms.klt_kernels",
     "mpcompress.transforms.klt_lookahead",

@@ -25,7 +25,17 @@ from mpcompress.entropy.primitives import TABLES_TYPE, Array, Int
 from mpcompress.entropy.tables import CDF_BEGIN, LUT_BITS
 from mpcompress.errors import CorruptBitstreamError, InvalidInputError, OutOfRangeError
 
-__all__ = ["IndexedTables", "decode_many", "decode_with_indexes", "encode_many", "encode_with_indexes"]
+__all__ = [
+    "IndexedTables",
+    "decode_many",
+    "decode_rows",
+    "decode_with_indexes",
+    "encode_many",
+    "encode_rows",
+    "encode_with_indexes",
+]
+
+Int32 = npt.NDArray[np.int32]
 
 _STATE_LOW = 1 << 31
 _SLOT_MASK = (1 << PRECISION) - 1
@@ -73,6 +83,11 @@ def encode_many(symbols: npt.ArrayLike, indexes: npt.ArrayLike, tables: IndexedT
     chosen = _indexes(indexes, tables.count)
     if values.shape != chosen.shape:
         raise InvalidInputError(f"symbols {values.shape} with indexes {chosen.shape}", field="indexes")
+    return encode_rows(values, chosen, tables)
+
+
+def encode_rows(values: Int32, chosen: Int32, tables: IndexedTables) -> list[bytes]:
+    """As `encode_many` of int32 arrays (B, n) in C order whose indexes are known to be in [0, tables.count)."""
     room = _room(values, chosen, tables.packed)
     if room < 0:
         row, column = divmod(-1 - room, values.shape[1])
@@ -89,7 +104,11 @@ def decode_many(
     strings: Sequence[bytes], indexes: npt.ArrayLike, tables: IndexedTables, *, strict: bool = True
 ) -> npt.NDArray[np.int32]:
     """Decode B streams with indexes (B, n) into int32 (B, n). An error's field names the first bad ``strings[i]``."""
-    chosen = _indexes(indexes, tables.count)
+    return decode_rows(strings, _indexes(indexes, tables.count), tables, strict=strict)
+
+
+def decode_rows(strings: Sequence[bytes], chosen: Int32, tables: IndexedTables, *, strict: bool = True) -> Int32:
+    """As `decode_many` of an int32 array (B, n) in C order whose indexes are known to be in [0, tables.count)."""
     if len(strings) != len(chosen):
         raise InvalidInputError(f"{len(strings)} strings with indexes {chosen.shape}", field="strings")
     sizes = [len(string) for string in strings]

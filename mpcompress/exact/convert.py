@@ -23,8 +23,9 @@ from mpcompress.exact.fixed import ACTIVATION_LIMIT, LATENT_BITS, WEIGHT_LIMIT, 
 from mpcompress.exact.networks import ExactNetworks
 from mpcompress.exact.vit_union import ExactVitUnion
 from mpcompress.latent_codecs import VitUnionLatentCodec, VitUnionLatentCodecWithCtx
-from mpcompress.latent_codecs._gaussian import CheckerboardCodec, GaussianLatentCodec
-from mpcompress.latent_codecs._module import EntropyCodedModule, single_samples
+from mpcompress.latent_codecs._alone import single_samples
+from mpcompress.latent_codecs._gaussian import CheckerboardCodec
+from mpcompress.latent_codecs._module import EntropyCodedModule
 from mpcompress.latent_codecs._vit_base import VitCodecBase, VitGeometry
 from mpcompress.layers import crop, pad_to_even
 
@@ -82,7 +83,7 @@ def exact_from(
     """
     if not isinstance(module, (VitUnionLatentCodec, VitUnionLatentCodecWithCtx)):
         raise InvalidInputError(f"no exact form of a {type(module).__name__}", field="module")
-    gaussian = _gaussian_codec(module, 0).gaussian_conditional
+    gaussian = cast(CheckerboardCodec, module.y_lc["y0"]).gaussian.gaussian_conditional
     bottleneck = module.hyper_lc.entropy_bottleneck
     if not gaussian._quantized_cdf.numel() or not bottleneck._quantized_cdf.numel():
         raise CodecUnavailableError("the codec has no tables: call update() first")
@@ -123,12 +124,22 @@ def walk(module: VitCodecBase, z_hat: Tensor, geometry: VitGeometry, ctx: tuple[
         codec = cast(CheckerboardCodec, module.y_lc[f"y{k}"])
         inputs = module.y_lc._get_ctx_params(k, params, parts)
         channels = slice(first, first + module.groups[k])
-        for step, squares in enumerate(codec._steps(part)):
+        for step, squares in enumerate(codec.steps(part)):
             if len(squares):
-                scales, means = _gaussian_codec(module, k)._chunk(codec._params(step, squares, part, inputs))
+                scales, means = codec.gaussian._chunk(_params(codec, step, squares, part, inputs))
                 part.flatten(2)[:, :, squares] = choose(scales, means, squares, channels)[:, :, 0]
         first += module.groups[k]
     return y_hat
+
+
+def _params(codec: CheckerboardCodec, step: int, squares: Tensor, y_hat: Tensor, side: Tensor) -> Tensor:
+    """Parameters (B, 2C, 1, n) of the n squares of a step, by the modules themselves: these are watched."""
+    if step:
+        context = codec.context_prediction(y_hat).flatten(2)[:, :, None, squares]
+    else:
+        context = y_hat.new_zeros((y_hat.shape[0], codec.context_prediction.out_channels, 1, len(squares)))
+    params: Tensor = codec.entropy_parameters(codec.merge(context, side.flatten(2)[:, :, None, squares]))
+    return params
 
 
 def _measure(
@@ -206,10 +217,6 @@ def _convert_layers(module: VitCodecBase, exact: ExactNetworks, seen: Latents, c
             convert(before, group.channel, y_bits, side_bits)
         convert([beside], [group.spatial], y_bits, side_bits)
         convert(after, group.parameters_of, side_bits, LATENT_BITS)
-
-
-def _gaussian_codec(module: VitCodecBase, k: int) -> GaussianLatentCodec:
-    return cast(GaussianLatentCodec, cast(CheckerboardCodec, module.y_lc[f"y{k}"]).latent_codec["y"])
 
 
 def _three(layers: Any) -> list[nn.Module]:

@@ -7,6 +7,7 @@ ConvEngine   float64 convolutions of the framework, to compare with
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpcompress.exact import kernels
-from mpcompress.exact.fixed import FixedConv
+from mpcompress.exact.fixed import FixedConv, Tap
 
 __all__ = ["ConvEngine", "Engine", "GemmEngine", "LimbEngine", "choose_engine"]
 
@@ -99,10 +100,7 @@ class Engine(ABC):
             squares: (n,) in [0, H * W).
         """
         L, B, height, width, C = planes.shape
-        inner = width - layer.kernel + 1
-        corner = squares // inner * width + squares % inner
-        offsets = torch.tensor([row * width + column for row, column in layer.taps], device=planes.device)
-        index = (corner[:, None] + offsets).flatten()
+        index = _windows_of(height, width, layer.kernel, layer.taps, planes.device).index_select(0, squares).flatten()
         flat = planes.reshape(L, B, height * width, C)
         windows = flat.index_select(2, index).reshape(L, B * len(squares), len(layer.taps) * C)
         return self.finish(self.product(windows, layer), layer)
@@ -232,6 +230,14 @@ def packed(layer: FixedConv, key: str, make: Callable[[FixedConv], Tensor], devi
     if form is None:
         form = layer.packed[name] = make(layer).to(device)
     return form
+
+
+@functools.lru_cache(maxsize=64)
+def _windows_of(height: int, width: int, kernel: int, taps: tuple[Tap, ...], device: torch.device) -> Tensor:
+    """(n, T): the positions in a padded board that the T taps see from each of the n squares inside it."""
+    rows = torch.arange(height - kernel + 1)[:, None] * width
+    corners = (rows + torch.arange(width - kernel + 1)).flatten()
+    return (corners[:, None] + torch.tensor([row * width + column for row, column in taps])).to(device)
 
 
 def _bias(layer: FixedConv) -> Tensor:

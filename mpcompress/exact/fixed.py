@@ -28,6 +28,7 @@ __all__ = [
     "WIDE_LIMIT",
     "Chain",
     "FixedConv",
+    "Tap",
     "full_kernel",
     "round_shift",
 ]

@@ -35,7 +35,7 @@ class LatentCoder(Protocol):
         """One step of all samples.
 
         Args:
-            rows: (B, n, C) rows of the tables, int64.
+            rows: (B, n, C) rows of the tables, int32.
             means: (B, n, C), int64 with `LATENT_BITS`.
             squares: (n,) flat positions in y.
             channels: those of y, C of them.
@@ -178,6 +178,7 @@ class ExactNetworks(nn.Module):
         B, H, W, S = side.shape
         M, pad = B * H * W, CONTEXT_KERNEL // 2
         squares = Squares.of(H, W)
+        thresholds = self.thresholds.to(engine.device, engine.wide_dtype)
         y_hat = torch.zeros(B, H * W, self.y_dim, dtype=torch.int64)
         seen = engine.padded(B, (H, W), self.y_dim, pad)
         flat = seen.view(engine.limbs, B, -1, self.y_dim)
@@ -205,7 +206,7 @@ class ExactNetworks(nn.Module):
                 x = engine.rows(engine.finish(part, layers.enter), layers.middle)
                 x = engine.rows(x, layers.leave).view(B, len(chosen), 2 * group.size)
                 scales, means = x[..., : group.size], x[..., group.size :]
-                rows = torch.bucketize(scales.contiguous(), self.thresholds.to(scales), right=True) + self.z_dim
+                rows = torch.bucketize(scales.contiguous(), thresholds, right=True, out_int32=True).add_(self.z_dim)
                 values = coder.step(rows.cpu(), means.cpu().to(torch.int64), chosen, channels)
                 y_hat[:, chosen, channels] = values
                 latest = to_context(values, spatial.in_bits).to(engine.device, engine.dtype)

@@ -11,18 +11,21 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mpcompress.entropy import CdfTables, encode
 from mpcompress.errors import CorruptBitstreamError, NonFiniteError, OutOfRangeError
 from mpcompress.exact.fixed import LATENT_BITS, round_shift
-from mpcompress.exact.kernels import decode_step, open_streams
+from mpcompress.exact.kernels import decode_step, dequantise, open_streams, quantise
 from mpcompress.latent_codecs._checks import first_index, shape_text
 
 __all__ = ["CHECKSUM_BYTES", "LatentReader", "LatentWriter", "to_fixed"]
 
 CHECKSUM_BYTES = 4
+
+Int32 = npt.NDArray[np.int32]
 
 _LATENT_LIMIT = 1 << 22  # the code of a symbol this far outside its table has less than 64 bits
 
@@ -51,34 +54,34 @@ class LatentWriter:
     """
 
     def __init__(self, tables: CdfTables, y: Tensor) -> None:
-        self._tables, self._y = tables, y
-        self._symbols: list[Tensor] = []
-        self._rows: list[Tensor] = []
+        self._tables, self._y = tables, y.contiguous().numpy()
+        self._symbols: list[Int32] = []
+        self._rows: list[Int32] = []
 
     def hyper(self, z: Tensor, medians: Tensor) -> Tensor:
         """Code z (B, h, w, C), int64 with `LATENT_BITS`; returns its symbols."""
         symbols = round_shift(z - medians, LATENT_BITS)
-        self._add(symbols, torch.arange(z.shape[-1]).expand(z.shape))
+        self._symbols.append(symbols.flatten(1).to(torch.int32).numpy())
+        self._rows.append(_channels(z.shape))
         return symbols
 
     def step(self, rows: Tensor, means: Tensor, squares: Tensor, channels: slice) -> Tensor:
         """See `LatentCoder.step`."""
-        symbols = round_shift(self._y[:, squares, channels] - means, LATENT_BITS)
-        self._add(symbols, rows)
-        return (symbols << LATENT_BITS) + means
+        symbols = np.empty((len(means), means[0].numel()), np.int32)
+        values = torch.empty_like(means, memory_format=torch.contiguous_format)
+        place = squares.numpy(), channels.start, means.contiguous().numpy()
+        quantise(self._y, *place, LATENT_BITS, symbols, values.numpy())
+        self._symbols.append(symbols)
+        self._rows.append(rows.flatten(1).numpy())
+        return values
 
     def streams(self) -> list[bytes]:
         """One stream per sample."""
-        symbols = torch.cat(self._symbols, dim=1).numpy()
-        rows = torch.cat(self._rows, dim=1).numpy()
+        symbols, rows = (np.concatenate(parts, axis=1) for parts in (self._symbols, self._rows))
         return [
             _checksum(values) + encode(values, chosen, self._tables)
             for values, chosen in zip(symbols, rows, strict=True)
         ]
-
-    def _add(self, symbols: Tensor, rows: Tensor) -> None:
-        self._symbols.append(symbols.flatten(1).to(torch.int32))
-        self._rows.append(rows.flatten(1).to(torch.int32))
 
 
 class LatentReader:
@@ -96,16 +99,19 @@ class LatentReader:
         self._bounds = np.array([0, *accumulate(map(len, bodies))], np.int64)
         self._states = np.empty((len(streams), 2), np.int64)
         open_streams(self._data, self._bounds, self._states)
-        self._symbols: list[np.ndarray[tuple[int, int], np.dtype[np.int32]]] = []
+        self._symbols: list[Int32] = []
 
     def hyper(self, size: tuple[int, int], channels: int) -> Tensor:
         """Symbols of z, (B, h, w, C), int64."""
         shape = (len(self._checksums), *size, channels)
-        return self._read(torch.arange(channels).expand(shape)).view(shape)
+        return torch.from_numpy(self._read(_channels(shape))).view(shape).to(torch.int64)
 
     def step(self, rows: Tensor, means: Tensor, squares: Tensor, channels: slice) -> Tensor:
         """See `LatentCoder.step`. Raises CorruptBitstreamError when a stream ends."""
-        return (self._read(rows).view(rows.shape) << LATENT_BITS) + means
+        symbols = self._read(rows.flatten(1).numpy())
+        values = torch.empty_like(means, memory_format=torch.contiguous_format)
+        dequantise(symbols, means.contiguous().numpy(), LATENT_BITS, values.numpy())
+        return values
 
     def close(self) -> None:
         """Raises CorruptBitstreamError unless every stream ended here and gave the encoder's symbols."""
@@ -119,17 +125,22 @@ class LatentReader:
             if _checksum(values) != checksum:
                 raise CorruptBitstreamError("the symbols are not the encoder's", field=_field(number))
 
-    def _read(self, rows: Tensor) -> Tensor:
-        chosen = rows.flatten(1).to(torch.int32).numpy().astype(np.uint16)
-        out = np.empty(chosen.shape, np.int32)
-        ended = decode_step(self._data, self._bounds, self._states, chosen, self._tables.packed, out)
+    def _read(self, rows: Int32) -> Int32:
+        out = np.empty(rows.shape, np.int32)
+        ended = decode_step(self._data, self._bounds, self._states, rows, self._tables.packed, out)
         if ended >= 0:
             raise CorruptBitstreamError("the stream ends before its symbols", field=_field(ended))
         self._symbols.append(out)
-        return torch.from_numpy(out).to(torch.int64)
+        return out
 
 
-def _checksum(symbols: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> bytes:
+def _channels(shape: Sequence[int]) -> Int32:
+    """Rows of z's symbols (B, h, w, C): their channels, (B, h * w * C)."""
+    samples, height, width, channels = shape
+    return np.tile(np.arange(channels, dtype=np.int32), (samples, height * width))
+
+
+def _checksum(symbols: Int32) -> bytes:
     return zlib.crc32(symbols.astype("<i4", copy=False).tobytes()).to_bytes(CHECKSUM_BYTES, "little")
 
 

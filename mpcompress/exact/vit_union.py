@@ -20,14 +20,13 @@ from mpcompress.exact.engines import Engine, choose_engine
 from mpcompress.exact.fixed import ACTIVATION_LIMIT, LATENT_BITS
 from mpcompress.exact.networks import ExactNetworks
 from mpcompress.exact.stream import CHECKSUM_BYTES, LatentReader, LatentWriter, to_fixed
+from mpcompress.latent_codecs._alone import each_alone
 from mpcompress.latent_codecs._checks import check_finite, check_mapping, check_strings
-from mpcompress.latent_codecs._module import EntropyCodedModule, full_precision, single_samples
+from mpcompress.latent_codecs._module import EntropyCodedModule, coding_arithmetic
 from mpcompress.latent_codecs._vit_base import VitCodecBase, VitGeometry
 from mpcompress.layers import pad_to_even
 
 __all__ = ["ExactVitUnion"]
-
-_CHUNK_POSITIONS = 4096
 
 
 class ExactVitUnion(EntropyCodedModule):
@@ -76,9 +75,9 @@ class ExactVitUnion(EntropyCodedModule):
         geometry = self.net._check(h, token_res)
         check_finite(h, "h")
         context = self._context(ctx, len(h), geometry)
-        size = self._chunk(geometry)
+        size = geometry.together
         strings: list[bytes] = []
-        with torch.no_grad(), full_precision(h):
+        with torch.no_grad(), coding_arithmetic(h):
             for begin in range(0, len(h), size):
                 part = tuple(x[begin : begin + size] for x in context)
                 strings += self._encode(h[begin : begin + size], part, geometry)
@@ -109,9 +108,9 @@ class ExactVitUnion(EntropyCodedModule):
                 f"{samples} samples of {H}x{W} tokens exceed {self.max_tokens} tokens", field="pstate.token_res"
             )
         context = self._context(ctx, samples, geometry)
-        size = self._chunk(geometry)
+        size = geometry.together
         device = self.net.post_reg_tokens.device
-        with torch.no_grad(), full_precision(self.net.post_reg_tokens):
+        with torch.no_grad(), coding_arithmetic(self.net.post_reg_tokens):
             y_hats = []
             for begin in range(0, samples, size):
                 part = tuple(x[begin : begin + size] for x in context)
@@ -157,19 +156,21 @@ class ExactVitUnion(EntropyCodedModule):
 
     def _encode(self, h: Tensor, context: tuple[Tensor, ...], geometry: VitGeometry) -> list[bytes]:
         engine = self._engine()
-        like = self.net.post_reg_tokens
-        latents, hypers = [], []
-        for sample, *parts in single_samples(h.to(like), *(self._to_float(x).to(like) for x in context)):
-            y = self.net._analyse(sample, geometry, *parts)
-            latents.append(y.cpu())
-            hypers.append(self.h_a(pad_to_even(y), *(pad_to_even(x) for x in self.net._side(*parts))).cpu())
-        y = to_fixed(torch.cat(latents).permute(0, 2, 3, 1), "y")
-        z = to_fixed(torch.cat(hypers).permute(0, 2, 3, 1), "z")
+        y, z = self._analyse(h, context, geometry)
         writer = LatentWriter(self.exact.tables, y.flatten(1, 2))
         symbols = writer.hyper(z, self.exact.medians.cpu().to(torch.int64))
         side = self.exact.side(engine, symbols, geometry.y, _channels_last(context, engine))
         self.exact.code(engine, side, writer)
         return writer.streams()
+
+    def _analyse(self, h: Tensor, context: tuple[Tensor, ...], geometry: VitGeometry) -> tuple[Tensor, Tensor]:
+        """A batch to y (B, H, W, C) and z (B, h, w, C) in fixed point."""
+        like = self.net.post_reg_tokens
+        floats = [self._to_float(x).to(like) for x in context]
+        latent = self.net._analyse(h.to(like), geometry, *floats, run=each_alone)
+        side = [pad_to_even(x) for x in self.net._side(*floats, run=each_alone)]
+        hyper = each_alone(self.h_a, pad_to_even(latent), *side)
+        return to_fixed(latent.cpu().permute(0, 2, 3, 1), "y"), to_fixed(hyper.cpu().permute(0, 2, 3, 1), "z")
 
     def _decode(self, strings: Sequence[bytes], context: tuple[Tensor, ...], geometry: VitGeometry) -> Tensor:
         engine = self._engine()
@@ -197,11 +198,6 @@ class ExactVitUnion(EntropyCodedModule):
 
     def _engine(self) -> Engine:
         return self.engine or choose_engine(self.net.post_reg_tokens.device)
-
-    @staticmethod
-    def _chunk(geometry: VitGeometry) -> int:
-        """Samples that go through the integer networks together: bounds memory."""
-        return max(1, _CHUNK_POSITIONS // (geometry.y[0] * geometry.y[1]))
 
 
 def _transforms(net: VitCodecBase) -> VitCodecBase:

@@ -16,17 +16,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mpcompress.entropy.compressai_format import IndexedTables, decode_many, encode_many
+from mpcompress.entropy.compressai_format import IndexedTables, decode_many, decode_rows, encode_many, encode_rows
 from mpcompress.errors import (
+    CodecFileError,
     CodecUnavailableError,
     InvalidInputError,
     NonFiniteError,
     OutOfRangeError,
 )
-from mpcompress.latent_codecs._checks import MAX_SYMBOL, check_strings, first_index, shape_text
+from mpcompress.latent_codecs._checks import MAX_SYMBOL, check_strings, shape_text
+from mpcompress.latent_codecs._kernels import dequantise, quantise, scale_rows
 from mpcompress.layers._compressai import EntropyBottleneck, EntropyModel, GaussianConditional
 
 Indexes = npt.NDArray[np.int32]
+Floats = npt.NDArray[Any]
 TABLE_BUFFERS = ("_quantized_cdf", "_cdf_length", "_offset")
 
 
@@ -34,12 +37,19 @@ class _TableCache:
     """The coder's tables made from a model's buffers, valid while these very tensors are unchanged."""
 
     def __init__(self, buffers: tuple[Tensor, ...]) -> None:
-        if any(buffer.numel() == 0 for buffer in buffers):
+        cdfs, lengths, offsets, *scales = (buffer.detach().cpu().numpy() for buffer in buffers)
+        if 0 in (cdfs.size, lengths.size, offsets.size):
             raise CodecUnavailableError("the entropy model has no tables: call update() or load trained weights first")
         self._buffers = buffers
         self._versions = _versions(buffers)
-        cdfs, lengths, offsets = (buffer.detach().cpu().numpy() for buffer in buffers)
         self.tables = IndexedTables(cdfs, lengths, offsets)
+        self.edges: dict[Any, Floats] = {}
+        """The scale table but for its last entry, per float type."""
+        for table in scales:
+            if table.size > self.tables.count:
+                message = f"{self.tables.count} tables for {table.size} scales"
+                raise CodecFileError(message, field="scale_table")
+            self.edges = {dtype: table[:-1].astype(dtype) for dtype in (np.float32, np.float64)}
 
     def fits(self, buffers: tuple[Tensor, ...]) -> bool:
         same = all(mine is theirs for mine, theirs in zip(self._buffers, buffers, strict=True))
@@ -51,47 +61,56 @@ def _versions(buffers: tuple[Tensor, ...]) -> tuple[int, ...]:
     return tuple(0 if buffer.is_inference() else buffer._version for buffer in buffers)
 
 
-def _tables(model: EntropyModel) -> IndexedTables:
-    buffers = (model._quantized_cdf, model._cdf_length, model._offset)
+def _cached(model: EntropyModel) -> _TableCache:
+    buffers: tuple[Tensor, ...] = (model._quantized_cdf, model._cdf_length, model._offset)
+    if isinstance(model, GaussianConditional):
+        buffers += (model.scale_table,)
     cache: _TableCache | None = model.__dict__.get("_table_cache")
     if cache is None or not cache.fits(buffers):
         # A plain attribute, set past nn.Module: two threads that meet here build equal tables.
         cache = model.__dict__["_table_cache"] = _TableCache(buffers)
-    return cache.tables
+    return cache
 
 
-def _encode(model: EntropyModel, inputs: Tensor, indexes: Indexes, means: Tensor | None) -> tuple[list[bytes], Tensor]:
-    """Strings of each sample of `inputs` (B, C, ...), and the values a decoder will get from them."""
-    tables = _tables(model)
-    rounded = torch.round(inputs if means is None else inputs - means)
-    bad = ~(rounded.abs() <= MAX_SYMBOL)
-    if bool(bad.any()):
-        where = first_index(bad)
-        if not bool(torch.isfinite(rounded[where])):
+def _floats(x: Tensor, dtype: Any) -> Floats:
+    """A tensor as a flat array of a type that the kernels take."""
+    flat: Floats = x.detach().to("cpu", torch.float64 if dtype == np.float64 else torch.float32).contiguous().numpy()
+    return flat.ravel()
+
+
+def _type_of(*tensors: Tensor | None) -> Any:
+    """The float type in which the kernels do their sums."""
+    return np.float64 if any(x is not None and x.dtype == torch.float64 for x in tensors) else np.float32
+
+
+def _quantise(inputs: Tensor, means: Tensor | None) -> tuple[Indexes, Tensor]:
+    """Symbols (B, n) of (B, C, ...), and the values a decoder will get from them."""
+    dtype = _type_of(inputs, means)
+    values = _floats(inputs, dtype)
+    offsets = np.zeros_like(values) if means is None else _floats(means.expand(inputs.shape), dtype)
+    symbols = np.empty(values.size, np.int32)
+    hats = np.empty_like(values)
+    bad = quantise(values, offsets, dtype(MAX_SYMBOL), symbols, hats)
+    if bad >= 0:
+        where = tuple(int(i) for i in np.unravel_index(bad, inputs.shape))
+        if not np.isfinite(values[bad] - offsets[bad]):
             raise NonFiniteError(f"latent holds NaN or infinity, first at {where} of {shape_text(inputs.shape)}")
         raise OutOfRangeError(f"latent at {where} of {shape_text(inputs.shape)} is beyond +-{MAX_SYMBOL} steps")
-    symbols = rounded.to(torch.int32)
-    strings = encode_many(symbols.flatten(1).cpu().numpy(), indexes, tables)
-    return strings, _dequantise(symbols, inputs.dtype, means)
+    return symbols.reshape(inputs.shape[0], -1), _values(hats, inputs if means is None else means, inputs.shape)
 
 
-def _decode(
-    model: EntropyModel,
-    strings: Sequence[bytes],
-    indexes: Indexes,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    means: Tensor | None,
-) -> Tensor:
-    """Values of shape (B, C, ...) from one string per sample."""
-    check_strings([strings], 1, "strings")
-    rows = decode_many(strings, indexes, _tables(model))
-    symbols = torch.from_numpy(rows).reshape(tuple(shape)).to(model._quantized_cdf.device)
-    return _dequantise(symbols, dtype, means)
+def _dequantise(symbols: Indexes, shape: Sequence[int], means: Tensor | None, like: Tensor) -> Tensor:
+    """Values of `shape` and of the type of `means`, or without means of `like`."""
+    if means is None:
+        return torch.from_numpy(symbols).reshape(tuple(shape)).to(like)
+    dtype = _type_of(means)
+    hats = np.empty(symbols.size, dtype)
+    dequantise(symbols.ravel(), _floats(means.expand(tuple(shape)), dtype), hats)
+    return _values(hats, means, shape)
 
 
-def _dequantise(symbols: Tensor, dtype: torch.dtype, means: Tensor | None) -> Tensor:
-    return symbols.to(dtype) if means is None else symbols.to(means.dtype) + means
+def _values(hats: Floats, like: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.from_numpy(hats).reshape(tuple(shape)).to(like)
 
 
 class _NoCacheInPickles(EntropyModel):
@@ -119,8 +138,9 @@ class StreamEntropyBottleneck(_NoCacheInPickles, EntropyBottleneck):
             NonFiniteError, OutOfRangeError: A value that no symbol stands for.
             CodecUnavailableError: `update()` was never called.
         """
-        indexes = _channel_indexes(x.shape[0], self.channels, x[0, 0].numel())
-        return _encode(self, x, indexes, self._medians(x.ndim))
+        tables = _cached(self).tables
+        symbols, z_hat = _quantise(x, self._medians(x.ndim))
+        return encode_many(symbols, _channel_indexes(x.shape[0], self.channels, x[0, 0].numel()), tables), z_hat
 
     def compress(self, x: Tensor) -> list[bytes]:
         """Strings of x (B, C, ...), one per sample."""
@@ -132,10 +152,11 @@ class StreamEntropyBottleneck(_NoCacheInPickles, EntropyBottleneck):
         Raises:
             CorruptBitstreamError: A string that no encoder writes for this size.
         """
+        check_strings([strings], 1, "strings")
         indexes = _channel_indexes(len(strings), self.channels, math.prod(size))
+        symbols = decode_many(strings, indexes, _cached(self).tables)
         shape = (len(strings), self.channels, *size)
-        medians = self._medians(len(shape))
-        return _decode(self, strings, indexes, shape, medians.dtype, medians)
+        return _dequantise(symbols, shape, self._medians(len(shape)), self.quantiles)
 
     def _medians(self, ndim: int) -> Tensor:
         return self._get_medians().detach().reshape(1, -1, *(1,) * (ndim - 2))
@@ -156,7 +177,10 @@ class StreamGaussianConditional(_NoCacheInPickles, GaussianConditional):
             CodecUnavailableError: `update()` was never called.
             InvalidInputError: `indexes` has another shape.
         """
-        return _encode(self, inputs, self._rows(indexes, inputs.shape), means)
+        rows = self._checked(indexes, inputs.shape)
+        tables = _cached(self).tables
+        symbols, y_hat = _quantise(inputs, means)
+        return encode_many(symbols, rows, tables), y_hat
 
     def compress(self, inputs: Tensor, indexes: Tensor, means: Tensor | None = None) -> list[bytes]:
         """Strings of `inputs` (B, C, ...), one per sample."""
@@ -174,10 +198,38 @@ class StreamGaussianConditional(_NoCacheInPickles, GaussianConditional):
         Raises:
             CorruptBitstreamError: A string that no encoder writes for these indexes.
         """
-        return _decode(self, strings, self._rows(indexes, indexes.shape), indexes.shape, dtype, means)
+        rows = self._checked(indexes, indexes.shape)
+        check_strings([strings], 1, "strings")
+        symbols = decode_many(strings, rows, _cached(self).tables)
+        like = torch.empty(0, dtype=dtype, device=self._quantized_cdf.device)
+        return _dequantise(symbols, indexes.shape, means, like)
+
+    def encode_scaled(self, inputs: Tensor, scales: Tensor, means: Tensor | None) -> tuple[list[bytes], Tensor]:
+        """`encode` with the indexes of `scales`, without a tensor of them. Raises as `encode`."""
+        cache = _cached(self)
+        symbols, y_hat = _quantise(inputs, means)
+        return encode_rows(symbols, self._rows(cache, scales), cache.tables), y_hat
+
+    def decode_scaled(self, strings: Sequence[bytes], scales: Tensor, means: Tensor | None) -> Tensor:
+        """`decompress` with the indexes of `scales`, without a tensor of them. Raises as `decompress`."""
+        cache = _cached(self)
+        symbols = decode_rows(strings, self._rows(cache, scales), cache.tables)
+        return _dequantise(symbols, scales.shape, means, scales)
+
+    def _rows(self, cache: _TableCache, scales: Tensor) -> Indexes:
+        """`build_indexes` as an array (B, n)."""
+        dtype = _type_of(scales)
+        rows = np.empty(scales.numel(), np.int32)
+        scale_rows(np.maximum(_floats(scales, dtype), dtype(self._bound)), cache.edges[dtype], rows)
+        return rows.reshape(scales.shape[0], -1)
+
+    @property
+    def _bound(self) -> float:
+        """Least scale."""
+        return float(self.lower_bound_scale.bound)
 
     @staticmethod
-    def _rows(indexes: Tensor, shape: Sequence[int]) -> Indexes:
+    def _checked(indexes: Tensor, shape: Sequence[int]) -> Indexes:
         if indexes.ndim < 2 or tuple(indexes.shape) != tuple(shape):
             raise InvalidInputError(f"indexes of shape {shape_text(indexes.shape)} for {shape_text(shape)}")
         rows: Indexes = indexes.flatten(1).to(torch.int32).cpu().numpy()

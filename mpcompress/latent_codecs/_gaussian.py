@@ -1,26 +1,21 @@
-"""The latent y: Gaussian codec, checkerboard in space, groups in channels (He 2022, ELIC, arXiv 2203.10886)."""
+"""The latent y of one channel group: Gaussian codec, checkerboard in space (He 2022, ELIC, arXiv 2203.10886)."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
-from mpcompress.errors import CorruptBitstreamError, InvalidInputError
+from mpcompress.errors import CorruptBitstreamError
+from mpcompress.latent_codecs._alone import run_alone, single_samples
 from mpcompress.latent_codecs._checks import shape_text
 from mpcompress.latent_codecs._entropy_models import StreamGaussianConditional
 from mpcompress.latent_codecs._module import check_quantizer
-from mpcompress.layers import CheckerboardConv2d
-from mpcompress.layers._compressai import (
-    ChannelGroupsLatentCodec,
-    CheckerboardLatentCodec,
-    GaussianConditionalLatentCodec,
-    conv,
-    sequential_channel_ramp,
-)
+from mpcompress.layers._compressai import CheckerboardLatentCodec, GaussianConditionalLatentCodec
 
 
 class GaussianLatentCodec(GaussianConditionalLatentCodec):
@@ -35,8 +30,7 @@ class GaussianLatentCodec(GaussianConditionalLatentCodec):
 
     def compress(self, y: Tensor, ctx_params: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Y (B, C, H, W) and the parameters of its distribution to one string per sample, and y_hat."""
-        indexes, means = self._indexes_and_means(ctx_params)
-        strings, y_hat = self._coder.encode(y, indexes, means)
+        strings, y_hat = self.encode(y, self.entropy_parameters(ctx_params))
         return {"strings": [strings], "shape": y.shape[2:4], "y_hat": y_hat}
 
     def decompress(
@@ -49,16 +43,21 @@ class GaussianLatentCodec(GaussianConditionalLatentCodec):
         """
         if tuple(shape) != tuple(ctx_params.shape[2:4]):
             raise CorruptBitstreamError(f"y of {shape_text(shape)} with parameters of {tuple(ctx_params.shape[2:4])}")
-        indexes, means = self._indexes_and_means(ctx_params)
-        return {"y_hat": self._coder.decompress(strings[0], indexes, means=means)}
+        return {"y_hat": self.decode(strings[0], self.entropy_parameters(ctx_params))}
+
+    def encode(self, y: Tensor, params: Tensor) -> tuple[list[bytes], Tensor]:
+        """Y (B, C, ...) with its scales and means (B, 2C, ...) to one string per sample, and y_hat."""
+        scales, means = self._chunk(params)
+        return self._coder.encode_scaled(y, scales, means)
+
+    def decode(self, strings: Sequence[bytes], params: Tensor) -> Tensor:
+        """One string per sample with its scales and means (B, 2C, ...) to y_hat (B, C, ...)."""
+        scales, means = self._chunk(params)
+        return self._coder.decode_scaled(strings, scales, means)
 
     @property
     def _coder(self) -> StreamGaussianConditional:
         return cast(StreamGaussianConditional, self.gaussian_conditional)
-
-    def _indexes_and_means(self, ctx_params: Tensor) -> tuple[Tensor, Tensor]:
-        scales, means = self._chunk(self.entropy_parameters(ctx_params))
-        return self._coder.build_indexes(scales), means
 
 
 @functools.lru_cache(maxsize=64)
@@ -76,161 +75,41 @@ class CheckerboardCodec(CheckerboardLatentCodec):
     computed for the squares of one colour at a time, and the context only where it is used.
     """
 
-    def compress(self, y: Tensor, side_params: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Y (B, C, H, W) and side parameters to the strings of the anchors and of the others, and y_hat."""
-        y_hat = torch.zeros_like(y, memory_format=torch.contiguous_format)
-        strings: list[list[bytes]] = []
-        for step, squares in enumerate(self._steps(y)):
-            if not len(squares):
-                strings.append([b""] * y.shape[0])
-                continue
-            params = self._params(step, squares, y_hat, side_params)
-            out = self.latent_codec["y"].compress(y.flatten(2)[:, :, None, squares], params)
-            strings += out["strings"]
-            y_hat.flatten(2)[..., squares] = out["y_hat"][:, :, 0]
-        return {"strings": strings, "shape": y.shape[1:], "y_hat": y_hat}
+    @property
+    def gaussian(self) -> GaussianLatentCodec:
+        """Codes the squares of one colour."""
+        return cast(GaussianLatentCodec, self.latent_codec["y"])
 
-    def decompress(
-        self, strings: Sequence[Sequence[bytes]], shape: Sequence[int], side_params: Tensor, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Both lists of strings and the same side parameters to y_hat (B, C, H, W).
-
-        Raises:
-            CorruptBitstreamError: `shape` does not fit the side parameters, or a string is not for this shape.
-        """
-        _check_shape(shape, self.context_prediction.in_channels, side_params)
-        y_hat = side_params.new_zeros((side_params.shape[0], *shape))
-        for step, squares in enumerate(self._steps(y_hat)):
-            if not len(squares):
-                if any(strings[step]):
-                    raise CorruptBitstreamError(f"a string for the squares that a {shape_text(shape[1:])} board lacks")
-                continue
-            params = self._params(step, squares, y_hat, side_params)
-            out = self.latent_codec["y"].decompress([strings[step]], (1, len(squares)), params)
-            y_hat.flatten(2)[..., squares] = out["y_hat"][:, :, 0]
-        return {"y_hat": y_hat}
-
-    def _steps(self, y: Tensor) -> tuple[Tensor, Tensor]:
+    def steps(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Flat positions of the squares of y (..., H, W), first those that are coded without a context."""
         even, odd = _colours(y.shape[-2], y.shape[-1], y.device)
         return (even, odd) if self.anchor_parity == "even" else (odd, even)
 
-    def _params(self, step: int, squares: Tensor, y_hat: Tensor, side_params: Tensor) -> Tensor:
-        """Parameters (B, 2C, 1, n) of the n squares of a step; anchors have no context yet."""
-        side = side_params.flatten(2)[:, :, None, squares]
-        if step == 0:
-            channels = self.context_prediction.out_channels
-            context = side.new_zeros((side.shape[0], channels, 1, len(squares)))
-        else:
-            context = self.context_prediction(y_hat).flatten(2)[:, :, None, squares]
-        params: Tensor = self.entropy_parameters(self.merge(context, side))
-        return params
+    def distribution(self, step: int, squares: Tensor, y_hat: Tensor, sides: Sequence[Tensor]) -> Tensor:
+        """Scales and means of the squares of a step.
 
+        Args:
+            step: 0 or 1.
+            squares: (n,), what `steps` gives for it.
+            y_hat: (B, C, H, W), of which the squares before are known.
+            sides: side parameters (B, S, n) of these squares.
 
-class ChannelGroupsCodec(ChannelGroupsLatentCodec):
-    """CompressAI's channel-conditional codec (Minnen 2020, arXiv 2007.08739), with its shapes as (C, H, W)."""
-
-    def compress(self, y: Tensor, side_params: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Y (B, C, H, W) and side parameters to the strings of each group in turn, and y_hat."""
-        y_hat = torch.zeros_like(y, memory_format=torch.contiguous_format)
-        parts = torch.split(y_hat, self.groups, dim=1)
-        strings: list[list[bytes]] = []
-        shapes = []
-        for k, y_k in enumerate(torch.split(y, self.groups, dim=1)):
-            params = self._get_ctx_params(k, side_params, parts)
-            out = self._codec(k).compress(y_k, params)
-            parts[k].copy_(out["y_hat"])
-            strings += out["strings"]
-            shapes.append(out["shape"])
-        return {"strings": strings, "shape": shapes, "y_hat": y_hat}
-
-    def decompress(
-        self,
-        strings: Sequence[Sequence[bytes]],
-        shape: Sequence[Sequence[int]],
-        side_params: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Two lists of strings per group and the same side parameters to y_hat (B, C, H, W).
-
-        Raises:
-            CorruptBitstreamError: `shape` does not fit the groups or the side parameters, or a string its shape.
+        Returns:
+            (B, 2C, n), each sample's as of a call of its own.
         """
-        if len(shape) != len(self.groups) or len(strings) != 2 * len(self.groups):
-            raise CorruptBitstreamError(
-                f"{len(shape)} shapes and {len(strings)} lists of strings for {len(self.groups)} groups"
-            )
-        for channels, size in zip(self.groups, shape, strict=True):
-            _check_shape(size, channels, side_params)
-        y_hat = side_params.new_zeros((side_params.shape[0], self.groups_acc[-1], *shape[0][1:]))
-        parts = torch.split(y_hat, self.groups, dim=1)
-        for k, part in enumerate(parts):
-            params = self._get_ctx_params(k, side_params, parts)
-            out = self._codec(k).decompress(strings[2 * k : 2 * k + 2], shape[k], params)
-            part.copy_(out["y_hat"])
-        return {"y_hat": y_hat}
+        contexts = self._contexts(squares, y_hat) if step else self._no_contexts(squares, y_hat)
+        inputs = [
+            (torch.cat((context, *parts), dim=1)[:, :, None],)
+            for context, *parts in zip(contexts, *(torch.split(side, 1) for side in sides), strict=True)
+        ]
+        return torch.cat(run_alone(self.entropy_parameters, inputs))[:, :, 0]
 
-    def _codec(self, k: int) -> CheckerboardCodec:
-        return cast(CheckerboardCodec, self[f"y{k}"])
+    def _contexts(self, squares: Tensor, y_hat: Tensor) -> list[Tensor]:
+        layer = self.context_prediction
+        weight = layer.weight * layer.mask
+        maps = [conv2d(x, weight, layer.bias, padding=layer.padding) for (x,) in single_samples(y_hat)]
+        return [x.flatten(2).index_select(2, squares) for x in maps]
 
-
-def _check_shape(shape: Sequence[int], channels: int, side_params: Tensor) -> None:
-    expected = (channels, *side_params.shape[2:])
-    if tuple(shape) != expected:
-        raise CorruptBitstreamError(f"y of {shape_text(shape)} with side parameters for {expected}")
-
-
-def split_groups(groups: int | Sequence[int], channels: int) -> list[int]:
-    """Channels of each group: an int is the size of equal groups, a sequence gives every size.
-
-    Raises:
-        InvalidInputError: The sizes do not add up to `channels`.
-    """
-    if isinstance(groups, int):
-        if groups < 1 or channels % groups:
-            raise InvalidInputError(f"groups={groups} does not divide y_dim={channels}", field="groups")
-        return [groups] * (channels // groups)
-    sizes = [int(size) for size in groups]
-    if not sizes or min(sizes) < 1 or sum(sizes) != channels:
-        raise InvalidInputError(f"groups={sizes} must be positive and sum to y_dim={channels}", field="groups")
-    return sizes
-
-
-def space_channel_codec(groups: Sequence[int], z_dim: int) -> ChannelGroupsCodec:
-    """The y codec of the ViT codecs: channel groups, in each a checkerboard, in each a Gaussian.
-
-    Args:
-        groups: Channels of each group.
-        z_dim: Channels of z; the side parameters have 2 * z_dim.
-    """
-    channel_context: Mapping[str, nn.Module] = {
-        f"y{k}": nn.Sequential(
-            conv(sum(groups[:k]), z_dim, kernel_size=5, stride=1),
-            nn.ReLU(inplace=True),
-            conv(z_dim, z_dim, kernel_size=5, stride=1),
-            nn.ReLU(inplace=True),
-            conv(z_dim, 2 * size, kernel_size=5, stride=1),
-        )
-        for k, size in enumerate(groups)
-        if k > 0
-    }
-    codecs = {
-        f"y{k}": CheckerboardCodec(
-            latent_codec={"y": GaussianLatentCodec(quantizer="ste")},
-            context_prediction=CheckerboardConv2d(size, 2 * size, kernel_size=5, stride=1, padding=2),
-            entropy_parameters=sequential_channel_ramp(
-                2 * size + (2 * size if k > 0 else 0) + 2 * z_dim,
-                2 * size,
-                min_ch=2 * z_dim,
-                num_layers=3,
-                interp="linear",
-                make_layer=nn.Conv2d,
-                make_act=nn.ReLU,
-                kernel_size=1,
-                stride=1,
-                padding=0,
-            ),
-        )
-        for k, size in enumerate(groups)
-    }
-    return ChannelGroupsCodec(latent_codec=codecs, channel_context=channel_context, groups=list(groups))
+    def _no_contexts(self, squares: Tensor, y_hat: Tensor) -> list[Tensor]:
+        """Anchors have none yet, not even its bias."""
+        return [y_hat.new_zeros((1, self.context_prediction.out_channels, len(squares)))] * y_hat.shape[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mpcompress.errors import InvalidInputError
+from mpcompress.latent_codecs._alone import each_alone
 from mpcompress.latent_codecs._checks import shape_text
 from mpcompress.latent_codecs._entropy_models import StreamEntropyBottleneck, use_stream_coder
-from mpcompress.latent_codecs._module import EntropyCodedModule, check_quantizer, single_samples
+from mpcompress.latent_codecs._module import EntropyCodedModule, check_quantizer
 from mpcompress.layers import conv, crop, deconv
 from mpcompress.layers._compressai import EntropyBottleneck, HyperLatentCodec, quantize_ste
 
@@ -20,7 +20,8 @@ from mpcompress.layers._compressai import EntropyBottleneck, HyperLatentCodec, q
 class HyperCodec(EntropyCodedModule, HyperLatentCodec):
     """CompressAI's hyper latent codec; `ctx`, none or one map, goes to both transforms.
 
-    z_hat comes from the symbols instead of from decoding the new strings, and coding takes one sample at a time.
+    z_hat comes from the symbols instead of from decoding the new strings, and in coding the transforms take one sample
+    at a time.
     """
 
     def __init__(
@@ -45,25 +46,18 @@ class HyperCodec(EntropyCodedModule, HyperLatentCodec):
 
     def compress(self, y: Tensor, *ctx: Tensor) -> dict[str, Any]:
         """Y (B, C, H, W) to ``strings`` [z_strings], ``shape`` (H, W) of z, and the decoder's ``params``."""
-        strings: list[bytes] = []
-        params: list[Tensor] = []
-        shape: Sequence[int] = ()
-        for sample, *context in single_samples(y, *ctx):
-            z = self.h_a(sample, *context)
-            shape = z.shape[-2:]
-            z_strings, z_hat = self._bottleneck.encode(z)
-            strings += z_strings
-            params.append(self.h_s(z_hat, *context))
-        return {"strings": [strings], "shape": shape, "params": torch.cat(params)}
+        z = self.analyse(y, *ctx)
+        strings, z_hat = self._bottleneck.encode(z)
+        return {"strings": [strings], "shape": z.shape[-2:], "params": each_alone(self.h_s, z_hat, *ctx)}
 
     def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int], *ctx: Tensor) -> dict[str, Any]:
         """[z_strings] and the (H, W) of z to ``params``."""
-        params = []
-        contexts = single_samples(*ctx) if ctx else itertools.repeat(())
-        for string, context in zip(strings[0], contexts, strict=False):
-            z_hat = self._bottleneck.decompress([string], shape)
-            params.append(self.h_s(z_hat, *context))
-        return {"params": torch.cat(params)}
+        z_hat = self._bottleneck.decompress(strings[0], shape)
+        return {"params": each_alone(self.h_s, z_hat, *ctx)}
+
+    def analyse(self, y: Tensor, *ctx: Tensor) -> Tensor:
+        """Y (B, C, H, W) to z, sample by sample."""
+        return each_alone(self.h_a, y, *ctx)
 
     @property
     def _bottleneck(self) -> StreamEntropyBottleneck:

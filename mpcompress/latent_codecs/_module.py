@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -77,18 +77,24 @@ def _prepare(module: EntropyModel, state_dict: MutableMapping[str, Any], prefix:
             setattr(module, buffer_name, torch.empty(value.shape, dtype=buffer.dtype, device=buffer.device))
 
 
-def single_samples(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Sample after sample of tensors (B, ...), each (1, ...) and in memory of its own.
-
-    Math libraries choose their summation order by alignment and strides: only a copy rounds like the sample alone.
-    """
-    for parts in zip(*(torch.split(batch, 1) for batch in batches), strict=True):
-        yield tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)
-
-
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Keep autocast out: entropy parameters of lower precision change the likelihoods and, in coding, the strings."""
     return torch.autocast(x.device.type, enabled=False)
+
+
+@contextmanager
+def coding_arithmetic(x: Tensor) -> Iterator[None]:
+    """Keep arithmetic on the device of `x` plain and the same at every call: anything else would change symbols.
+
+    No autocast, and on a GPU no TF32, which torch allows convolutions unless told otherwise, and no algorithm chosen by
+    timing. torch has these switches once per process.
+    """
+    with full_precision(x):
+        if x.device.type != "cuda":
+            yield
+            return
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
 
 
 def check_quantizer(quantizer: str) -> str:

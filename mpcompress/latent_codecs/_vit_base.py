@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mpcompress.errors import CorruptBitstreamError, InvalidInputError
+from mpcompress.latent_codecs._alone import Run, each_alone, together
 from mpcompress.latent_codecs._checks import (
     check_finite,
     check_mapping,
@@ -19,14 +19,16 @@ from mpcompress.latent_codecs._checks import (
     check_tensor,
     positive_ints,
 )
-from mpcompress.latent_codecs._gaussian import space_channel_codec, split_groups
+from mpcompress.latent_codecs._groups import space_channel_codec, split_groups
 from mpcompress.latent_codecs._hyper import HyperCodec
-from mpcompress.latent_codecs._module import EntropyCodedModule, full_precision, single_samples
+from mpcompress.latent_codecs._module import EntropyCodedModule, coding_arithmetic, full_precision
 from mpcompress.layers import conv, crop, deconv, pad_to_even, vit_blocks
 from mpcompress.layers.vit import map_to_tokens, tokens_to_map
 
 _DEPTH = 2
 """Transformer blocks before and after the latent."""
+
+_POSITIONS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,12 @@ class VitGeometry:
     def decoded(self) -> tuple[int, int]:
         """Of the map that f_s makes of y: the grid, rounded up to even sides."""
         return 2 * self.y[0], 2 * self.y[1]
+
+    @property
+    def together(self) -> int:
+        """Samples that are coded together, by at most `_POSITIONS` of y: bounds memory."""
+        H, W = self.y
+        return max(1, _POSITIONS // (H * W))
 
     def y_shapes(self, groups: Sequence[int]) -> list[torch.Size]:
         """(C, H, W) of each channel group."""
@@ -99,9 +107,9 @@ def grid(value: Any, field: str) -> tuple[int, int]:
 class VitCodecBase(EntropyCodedModule):
     """Tokens (B, P + H*W, C) to a latent y by blocks and convolutions, and back; subclasses say how.
 
-    Any batch and any grid. `compress` takes one sample at a time through every network, so that the strings of a batch
-    are those of single calls: rounding would turn the last bit of a batched product into another symbol. `decompress`
-    does so up to y_hat and batches the synthesis.
+    Any batch and any grid. In `compress` every network sees one sample at a time, so that the strings of a batch are
+    those of single calls: rounding would turn the last bit of a batched product into another symbol. So it is in
+    `decompress` up to y_hat; the synthesis takes the batch.
     """
 
     max_tokens: ClassVar[int] = 2**18
@@ -133,12 +141,12 @@ class VitCodecBase(EntropyCodedModule):
         )
         self.y_lc = space_channel_codec(self.groups, z_dim)
 
-    def _analysis(self, patches: Tensor, *ctx: Tensor) -> Tensor:
-        """Map (B, C, H, W) of patch tokens to y."""
+    def _analysis(self, patches: Tensor, *ctx: Tensor, run: Run = together) -> Tensor:
+        """Map (B, C, H, W) of patch tokens to y; `run` applies networks."""
         raise NotImplementedError
 
-    def _side(self, *ctx: Tensor) -> tuple[Tensor, ...]:
-        """What the hyper transforms see of ctx: maps of y's size."""
+    def _side(self, *ctx: Tensor, run: Run = together) -> tuple[Tensor, ...]:
+        """What the hyper transforms see of ctx: maps of y's size; `run` applies networks."""
         raise NotImplementedError
 
     def _synthesis(self, y_hat: Tensor, geometry: VitGeometry, *ctx: Tensor) -> dict[str, Any]:
@@ -162,13 +170,14 @@ class VitCodecBase(EntropyCodedModule):
     def _compress(self, h: Tensor, token_res: Sequence[int], *ctx: Tensor) -> dict[str, Any]:
         geometry = self._check(h, token_res)
         check_finite(h, "h")
-        h, *ctx_ = (x.to(self.post_reg_tokens) for x in (h, *ctx))
         y_strings: list[list[bytes]] = [[] for _ in range(2 * len(self.groups))]
         z_strings: list[bytes] = []
-        with full_precision(h):
-            for sample, *context in single_samples(h, *ctx_):
-                y = self._analyse(sample, geometry, *context)
-                side = [pad_to_even(x) for x in self._side(*context)]
+        with coding_arithmetic(self.post_reg_tokens):
+            for first in range(0, len(h), geometry.together):
+                part = slice(first, first + geometry.together)
+                samples, *context = (x[part].to(self.post_reg_tokens) for x in (h, *ctx))
+                y = self._analyse(samples, geometry, *context, run=each_alone)
+                side = [pad_to_even(x) for x in self._side(*context, run=each_alone)]
                 hyper_out = self.hyper_lc.compress(pad_to_even(y), *side)
                 y_out = self.y_lc.compress(y, crop(hyper_out["params"], geometry.y))
                 for row, new in zip(y_strings, y_out["strings"], strict=True):
@@ -185,17 +194,17 @@ class VitCodecBase(EntropyCodedModule):
     def _decompress(self, strings: Any, geometry: VitGeometry, *ctx: Tensor) -> dict[str, Any]:
         """Decode checked strings; `ctx` has been checked against `geometry` too."""
         ctx = tuple(x.to(self.post_reg_tokens) for x in ctx)
-        with full_precision(self.post_reg_tokens):
+        z_strings = strings["z"][0]
+        size = geometry.together
+        with coding_arithmetic(self.post_reg_tokens):
             y_hats = []
-            contexts = single_samples(*ctx) if ctx else itertools.repeat(())
-            for (z_string, *y_row), context in zip(
-                zip(*strings["z"], *strings["y"], strict=True), contexts, strict=False
-            ):
-                side = [pad_to_even(x) for x in self._side(*context)]
-                hyper_out = self.hyper_lc.decompress([[z_string]], geometry.z, *side)
+            for first in range(0, len(z_strings), size):
+                part = slice(first, first + size)
+                side = [pad_to_even(x) for x in self._side(*(x[part] for x in ctx), run=each_alone)]
+                hyper_out = self.hyper_lc.decompress([z_strings[part]], geometry.z, *side)
                 params = crop(hyper_out["params"], geometry.y)
-                y_out = self.y_lc.decompress([[s] for s in y_row], geometry.y_shapes(self.groups), params)
-                y_hats.append(y_out["y_hat"])
+                y_row = [row[part] for row in strings["y"]]
+                y_hats.append(self.y_lc.decompress(y_row, geometry.y_shapes(self.groups), params)["y_hat"])
             return self._synthesis(torch.cat(y_hats), geometry, *ctx)
 
     def _open(self, strings: Any, pstate: Mapping[str, Any]) -> tuple[int, VitGeometry]:
@@ -219,9 +228,9 @@ class VitCodecBase(EntropyCodedModule):
         check_same(h.shape, (h.shape[0], P + H * W, self.h_dim), "h", f"{P} prefix tokens and a grid of {H}x{W}")
         return VitGeometry(token_res=(H, W))
 
-    def _analyse(self, h: Tensor, geometry: VitGeometry, *ctx: Tensor) -> Tensor:
-        tokens = self.pre_vit_blocks(h)[:, self.num_prefix_tokens :]
-        return self._analysis(tokens_to_map(tokens, geometry.token_res), *ctx)
+    def _analyse(self, h: Tensor, geometry: VitGeometry, *ctx: Tensor, run: Run = together) -> Tensor:
+        tokens = run(self.pre_vit_blocks, h)[:, self.num_prefix_tokens :]
+        return self._analysis(tokens_to_map(tokens, geometry.token_res), *ctx, run=run)
 
     def _to_h_hat(self, feature_map: Tensor, geometry: VitGeometry) -> Tensor:
         """Post blocks over prefix tokens and a map (B, C, H', W'), then the tokens of the grid."""

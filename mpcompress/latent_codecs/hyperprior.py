@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mpcompress.errors import CorruptBitstreamError, InvalidInputError
+from mpcompress.latent_codecs._alone import single_samples
 from mpcompress.latent_codecs._checks import (
     check_finite,
     check_mapping,
@@ -23,7 +24,7 @@ from mpcompress.latent_codecs._entropy_models import (
     StreamGaussianConditional,
     use_stream_coder,
 )
-from mpcompress.latent_codecs._module import EntropyCodedModule, full_precision, single_samples
+from mpcompress.latent_codecs._module import EntropyCodedModule, coding_arithmetic, full_precision
 from mpcompress.layers import conv, crop, deconv
 from mpcompress.layers._compressai import ScaleHyperprior
 
@@ -110,13 +111,13 @@ class FeatureScaleHyperprior(EntropyCodedModule, ScaleHyperprior):
         x = self._pad(x.to(self._weight))
         strings: list[list[bytes]] = [[], []]
         shape: Sequence[int] = ()
-        with full_precision(x):
+        with coding_arithmetic(x):
             for (sample,) in single_samples(x):
                 y = self.g_a(sample)
                 z = self.h_a(torch.abs(y))
                 shape = z.shape[-2:]
                 z_strings, z_hat = self._bottleneck.encode(z)
-                y_strings, _ = self._conditional.encode(y, self._indexes(z_hat))
+                y_strings, _ = self._conditional.encode_scaled(y, self.h_s(z_hat), None)
                 strings[0] += y_strings
                 strings[1] += z_strings
         return {"strings": strings, "shape": shape, "size": size}
@@ -154,15 +155,12 @@ class FeatureScaleHyperprior(EntropyCodedModule, ScaleHyperprior):
                 raise CorruptBitstreamError(f"size {(H, W)} does not give z of {(height, width)}", field="size")
             crop_to = (H, W)
         x_hats = []
-        with full_precision(self._weight):
+        with coding_arithmetic(self._weight):
             for y_string, z_string in zip(*strings, strict=True):
                 z_hat = self._bottleneck.decompress([z_string], (height, width))
-                y_hat = self._conditional.decompress([y_string], self._indexes(z_hat), z_hat.dtype)
+                y_hat = self._conditional.decode_scaled([y_string], self.h_s(z_hat), None)
                 x_hats.append(crop(self.g_s(y_hat), crop_to).clamp(0, 1))
         return {"x_hat": torch.cat(x_hats)}
-
-    def _indexes(self, z_hat: Tensor) -> Tensor:
-        return self._conditional.build_indexes(self.h_s(z_hat))
 
     @property
     def _weight(self) -> Tensor:

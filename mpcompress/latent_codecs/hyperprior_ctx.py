@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mpcompress.errors import CorruptBitstreamError, InvalidInputError
+from mpcompress.latent_codecs._alone import single_samples
 from mpcompress.latent_codecs._checks import (
     check_finite,
     check_mapping,
@@ -20,7 +21,7 @@ from mpcompress.latent_codecs._checks import (
 from mpcompress.latent_codecs._entropy_models import StreamEntropyBottleneck, use_stream_coder
 from mpcompress.latent_codecs._gaussian import GaussianLatentCodec
 from mpcompress.latent_codecs._hyper import HyperCodec, SmallContextAnalysis, SmallContextSynthesis
-from mpcompress.latent_codecs._module import EntropyCodedModule, single_samples
+from mpcompress.latent_codecs._module import EntropyCodedModule, coding_arithmetic
 from mpcompress.layers._compressai import EntropyBottleneck, HyperpriorLatentCodec, LatentCodec, conv
 
 
@@ -71,7 +72,8 @@ class HyperLatentCodecWithCtx(HyperCodec):
         _check_batch(y, ctx)
         check_finite(y, "y")
         check_finite(ctx, "ctx")
-        return super().compress(y, ctx)
+        with coding_arithmetic(y):
+            return super().compress(y, ctx)
 
     @torch.no_grad()
     def decompress(  # type: ignore[override]
@@ -93,7 +95,8 @@ class HyperLatentCodecWithCtx(HyperCodec):
             raise InvalidInputError(
                 f"{samples} latents of {height}x{width} exceed {self.max_positions} positions", field="shape"
             )
-        return super().decompress(strings, (height, width), ctx)
+        with coding_arithmetic(ctx):
+            return super().decompress(strings, (height, width), ctx)
 
 
 class HyperpriorLatentCodecWithCtx(EntropyCodedModule, HyperpriorLatentCodec):
@@ -168,8 +171,9 @@ class HyperpriorLatentCodecWithCtx(EntropyCodedModule, HyperpriorLatentCodec):
         strings: list[list[bytes]] = []
         y_hats, shape = [], {}
         for sample, context in single_samples(y, ctx):
-            hyper_out = self["hyper"].compress(sample, context)
-            y_out = self["y"].compress(sample, hyper_out["params"])
+            with coding_arithmetic(sample):
+                hyper_out = self["hyper"].compress(sample, context)
+                y_out = self["y"].compress(sample, hyper_out["params"])
             rows = [*y_out["strings"], *hyper_out["strings"]]
             strings = [[*old, *new] for old, new in zip(strings, rows, strict=True)] if strings else rows
             shape = {"y": y_out["shape"], "hyper": hyper_out["shape"]}
@@ -201,13 +205,14 @@ class HyperpriorLatentCodecWithCtx(EntropyCodedModule, HyperpriorLatentCodec):
         y_hats = []
         for b, (context,) in enumerate(single_samples(ctx)):
             *y_strings, z_strings = ([row[b]] for row in strings)
-            hyper_out = self["hyper"].decompress([z_strings], shape["hyper"], context)
-            params = hyper_out["params"]
+            with coding_arithmetic(context):
+                params = self["hyper"].decompress([z_strings], shape["hyper"], context)["params"]
             if any(tuple(part[-2:]) != tuple(params.shape[-2:]) for part in _parts(y_shape)):
                 raise CorruptBitstreamError(
                     f"shape.y {y_shape} with params of {shape_text(params.shape)}", field="shape.y"
                 )
-            y_hats.append(self["y"].decompress(y_strings, y_shape, params)["y_hat"])
+            with coding_arithmetic(context):
+                y_hats.append(self["y"].decompress(y_strings, y_shape, params)["y_hat"])
         return {"y_hat": torch.cat(y_hats)}
 
 

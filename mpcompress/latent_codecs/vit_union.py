@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mpcompress.latent_codecs._alone import Run, together
 from mpcompress.latent_codecs._entropy_models import StreamEntropyBottleneck
 from mpcompress.latent_codecs._hyper import HyperCodec, hyper_analysis, hyper_synthesis
 from mpcompress.latent_codecs._vit_base import VitCodecBase, VitGeometry
@@ -94,11 +95,10 @@ class VitUnionLatentCodec(VitCodecBase):
         _, geometry = self._open(strings, pstate)
         return self._decompress(strings, geometry)
 
-    def _analysis(self, patches: Tensor, *ctx: Tensor) -> Tensor:
-        y: Tensor = self.f_a(patches)
-        return y
+    def _analysis(self, patches: Tensor, *ctx: Tensor, run: Run = together) -> Tensor:
+        return run(self.f_a, patches)
 
-    def _side(self, *ctx: Tensor) -> tuple[Tensor, ...]:
+    def _side(self, *ctx: Tensor, run: Run = together) -> tuple[Tensor, ...]:
         return ()
 
     def _synthesis(self, y_hat: Tensor, geometry: VitGeometry, *ctx: Tensor) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mpcompress.latent_codecs._alone import Run, together
 from mpcompress.latent_codecs._checks import check_finite, check_same, check_tensor
 from mpcompress.latent_codecs._entropy_models import StreamEntropyBottleneck
 from mpcompress.latent_codecs._hyper import ContextAnalysis, ContextSynthesis
@@ -117,12 +118,12 @@ class VitUnionLatentCodecWithCtx(VitCodecBase):
         check_finite(ctx, "ctx")
         return self._decompress(strings, geometry, ctx)
 
-    def _analysis(self, patches: Tensor, *ctx: Tensor) -> Tensor:
-        y: Tensor = self.f_a(self.cond_enc(torch.cat((patches, ctx[0].to(patches.dtype)), dim=1)))
-        return y
+    def _analysis(self, patches: Tensor, *ctx: Tensor, run: Run = together) -> Tensor:
+        joined = torch.cat((patches, ctx[0].to(patches.dtype)), dim=1)
+        return run(self.f_a, run(self.cond_enc, joined))
 
-    def _side(self, *ctx: Tensor) -> tuple[Tensor, ...]:
-        return (self.f_ctx_down(ctx[0]),)
+    def _side(self, *ctx: Tensor, run: Run = together) -> tuple[Tensor, ...]:
+        return (run(self.f_ctx_down, ctx[0]),)
 
     def _synthesis(self, y_hat: Tensor, geometry: VitGeometry, *ctx: Tensor) -> dict[str, Any]:
         share = crop(self.f_s(y_hat), geometry.token_res)

@@ -1,9 +1,8 @@
-"""Between the numpy arrays of the contract and torch: checks, the hash of a context, dtypes, the coding arithmetic."""
+"""Between the numpy arrays of the contract and torch: checks, the hash of a context, dtypes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from mpcompress.codec import Array, TensorSpec, fingerprint_of
 from mpcompress.errors import CodecFileError, CodecUnavailableError, InvalidInputError, NonFiniteError
 
-__all__ = ["DTYPES", "coding_arithmetic", "context_hash", "find_device", "from_torch", "named", "to_torch"]
+__all__ = ["DTYPES", "context_hash", "find_device", "from_torch", "named", "to_torch"]
 
 DTYPES = ("float32", "float16", "bfloat16")
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -36,16 +35,6 @@ def find_device(name: str) -> torch.device:
     if kind == "cuda" and not (torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()):
         raise CodecUnavailableError(f'device {name} is not here; use device = "auto" or "cpu"', field="device")
     return torch.device(name)
-
-
-@contextmanager
-def coding_arithmetic(device: torch.device) -> Iterator[None]:
-    """Plain float32 on every run: no TF32 and no algorithm chosen by timing, which would change the symbols."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
 
 
 def named(specs: Sequence[TensorSpec], name: str) -> tuple[int, TensorSpec]:

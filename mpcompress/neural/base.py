@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ import torch
 from mpcompress.codec import ArithmeticName, Array, CodingParams, FeatureCodec, TensorSpec, Unit, fingerprint_of
 from mpcompress.errors import CodecFileError, CorruptBitstreamError, InvalidInputError
 from mpcompress.latent_codecs._module import EntropyCodedModule
-from mpcompress.neural.arrays import coding_arithmetic, find_device
+from mpcompress.neural.arrays import find_device
 from mpcompress.neural.codec_file import BITSTREAM_VERSION, NeuralFile
 from mpcompress.neural.networks import NETWORKS, Network, load_weights, untrained
 from mpcompress.registry import CodecSpec
@@ -95,22 +94,17 @@ class NeuralCodec(FeatureCodec):
     def _smallest(self) -> tuple[dict[str, Array], CodingParams]:
         """An item that is quickly coded, and its resolved params."""
 
-    def _arithmetic(self) -> AbstractContextManager[None]:
-        return coding_arithmetic(self.device)
-
     def _encode(self, run: Callable[[], T]) -> T:
         """What a documented class refuses after `resolve` are values: the features are to blame."""
         try:
-            with self._arithmetic():
-                return run()
+            return run()
         except InvalidInputError as error:
             raise type(error)(error.message, field="tensors[0]") from error
 
     def _decode(self, run: Callable[[], T]) -> T:
         """What a documented class refuses after `check_unit` no encoder wrote."""
         try:
-            with self._arithmetic():
-                return run()
+            return run()
         except InvalidInputError as error:
             raise CorruptBitstreamError(error.message, field="payload") from error
 

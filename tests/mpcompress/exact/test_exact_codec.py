@@ -120,9 +120,19 @@ def test_a_large_batch_goes_through_in_parts(exact_codecs: dict[str, Any], monke
     inputs = features(exact, GRID, 5)
     expected = exact.compress(*inputs, token_res=GRID)
     h_hat = exact.decompress(expected["strings"], expected["pstate"], inputs[1])["h_hat"]
-    monkeypatch.setattr("mpcompress.exact.vit_union._CHUNK_POSITIONS", 45)
+    monkeypatch.setattr("mpcompress.latent_codecs._vit_base._POSITIONS", 45)
     assert exact.compress(*inputs, token_res=GRID)["strings"] == expected["strings"]
     assert torch.equal(exact.decompress(expected["strings"], expected["pstate"], inputs[1])["h_hat"], h_hat)
+
+
+def test_compress_decodes_nothing(exact_codecs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*args: Any) -> None:
+        raise AssertionError("decoded while coding")
+
+    monkeypatch.setattr("mpcompress.exact.stream.decode_step", forbidden)
+    monkeypatch.setattr("mpcompress.exact.vit_union.LatentReader", forbidden)
+    for exact in exact_codecs.values():
+        assert exact.compress(*features(exact, GRID), token_res=GRID)["strings"]
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (3, 2)], ids=str)

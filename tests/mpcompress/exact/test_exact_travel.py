@@ -77,7 +77,20 @@ def test_hundreds_of_decodes_under_changed_settings(
 @pytest.mark.parametrize("grid", [(20, 20), (13, 6)], ids=str)
 @pytest.mark.parametrize("name", ["plain", "ctx"])
 def test_int64_numpy_comes_to_the_same_symbols(exact_codecs: dict[str, Any], name: str, grid: tuple[int, int]) -> None:
-    codec = exact_codecs[name]
+    compare_with_int64(exact_codecs[name], grid)
+
+
+def test_int64_numpy_comes_to_the_same_symbols_after_escapes() -> None:
+    codec = small_codec()
+    with torch.no_grad():
+        codec.f_a[2].weight *= 3000  # contexts of these latents are clamped
+    escapes, largest = compare_with_int64(exact_from(codec), (20, 20))
+    assert escapes > 1000
+    assert largest > 2 * 32639
+
+
+def compare_with_int64(codec: Any, grid: tuple[int, int]) -> tuple[int, int]:
+    """Decode one stream with rows and means of int64 NumPy; returns its escapes and y's largest context, unclamped."""
     inputs = features(codec, grid)
     (string,) = codec.compress(*inputs, token_res=grid)["strings"]
     y_hat = latents(codec, [string], inputs[1:], grid, 1)[0].numpy()
@@ -87,6 +100,10 @@ def test_int64_numpy_comes_to_the_same_symbols(exact_codecs: dict[str, Any], nam
     # Rows and means of each step follow from the symbols before it, so this is what a decoder of these networks reads.
     np.testing.assert_array_equal(decode(string[4:], rows, codec.exact.tables), symbols)
     assert string[:4] == zlib.crc32(symbols.astype("<i4").tobytes()).to_bytes(4, "little")
+    tables = codec.exact.tables
+    inside = symbols - tables.offsets[rows]
+    escapes = int(((inside < 0) | (inside >= tables.lengths[rows] - 1)).sum())
+    return escapes, int(np.abs(y_hat).max()) >> (12 - codec.exact.y[0].spatial.in_bits)
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="one float32 arithmetic here")

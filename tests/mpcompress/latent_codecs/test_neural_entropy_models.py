@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from mpcompress.errors import CorruptBitstreamError, InvalidInputError
+from mpcompress.errors import CodecFileError, CorruptBitstreamError, InvalidInputError
 from mpcompress.latent_codecs._entropy_models import (
     StreamEntropyBottleneck,
     StreamGaussianConditional,
@@ -56,6 +56,34 @@ def test_indexes_on_the_very_steps_of_the_scale_table(gaussians):
     steps = ours.scale_table
     scales = torch.cat((steps, steps.nextafter(torch.tensor(0.0)), steps.nextafter(torch.tensor(1e9)), -steps))[None]
     assert torch.equal(ours.build_indexes(scales), theirs.build_indexes(scales))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 64, 1100])
+def test_scales_find_the_rows_of_their_indexes(dtype, size):
+    ours = StreamGaussianConditional(None)
+    ours.update_scale_table(torch.logspace(-1, 1, size))
+    ours.to(dtype)
+    steps = ours.scale_table
+    zero, large = steps.new_tensor(0.0), steps.new_tensor(1e9)
+    special = steps.new_tensor([-1.0, 0.0, 1e30, torch.inf, -torch.inf, torch.nan])
+    scales = torch.cat((steps, steps.nextafter(zero), steps.nextafter(large), -steps, special))[None]
+    indexes = ours.build_indexes(scales)
+    torch.manual_seed(3)
+    y, means = 4 * torch.randn(scales.shape, dtype=dtype), torch.randn(scales.shape, dtype=dtype)
+    for mean in (means, None):
+        strings, y_hat = ours.encode_scaled(y, scales, mean)
+        assert strings == ours.compress(y, indexes, mean)
+        assert y_hat.dtype == dtype
+        assert torch.equal(ours.decode_scaled(strings, scales, mean), y_hat)
+        assert torch.equal(ours.decompress(strings, indexes, dtype, mean), y_hat)
+
+
+def test_more_scales_than_tables_are_refused(gaussians):
+    _, ours = gaussians
+    ours.scale_table = torch.cat((ours.scale_table, ours.scale_table[-1:] * 2))
+    with pytest.raises(CodecFileError, match="64 tables for 65 scales"):
+        ours.encode_scaled(torch.zeros(1, 2), torch.full((1, 2), 1e9), None)
 
 
 @pytest.mark.parametrize("spread", [2.0, 300.0])

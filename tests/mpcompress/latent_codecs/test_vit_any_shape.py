@@ -75,6 +75,28 @@ def test_a_batch_gives_the_strings_and_features_of_single_calls(codec, grid):
     assert torch.unique(decoded["h_hat"][:, -1], dim=0).shape[0] == batch
 
 
+def test_a_large_batch_goes_through_in_parts(codec, monkeypatch):
+    grid, batch = (5, 7), 5
+    h, *ctx = inputs(codec, grid, batch, seed=2)
+    expected = codec.compress(h, *ctx, grid)
+    h_hat = codec.decompress(expected["strings"], expected["pstate"], *ctx)["h_hat"]
+    monkeypatch.setattr("mpcompress.latent_codecs._vit_base._POSITIONS", 25)  # two samples
+    assert codec.compress(h, *ctx, grid)["strings"] == expected["strings"]
+    assert torch.equal(codec.decompress(expected["strings"], expected["pstate"], *ctx)["h_hat"], h_hat)
+
+
+def test_compress_decodes_nothing(codec, monkeypatch):
+    h, *ctx = inputs(codec, (4, 4))
+    expected = codec.compress(h, *ctx, (4, 4))["strings"]
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("decoded while coding")
+
+    for name in ("decode_rows", "decode_many"):
+        monkeypatch.setattr(f"mpcompress.latent_codecs._entropy_models.{name}", forbidden)
+    assert codec.compress(h, *ctx, (4, 4))["strings"] == expected
+
+
 def test_the_cost_is_paid_for_real_positions_only(codec):
     """An odd grid costs no more than the even grid that contains it, and its likelihoods cover its latent alone."""
     h, *ctx = inputs(codec, (12, 12))
