@@ -1,8 +1,9 @@
 """CPU time of the ViT codec, stage by stage: CompressAI's path, this package's in float32, and the exact one.
 
-    python benchmarks/exact_speed.py [--h-dim 384 1536] [--grid 16 37] [--batch 1 4 8] [--repeats N]
+    python benchmarks/exact_speed.py [--h-dim 384 1536] [--grid 16 37] [--batch 1 4 8] [--repeats N] [--seconds S]
 
-One process, one thread; CPU milliseconds of the thread per sample, medians, the three paths measured in turns. Stages:
+One process, one thread; CPU milliseconds of the thread per sample, medians of n rounds, the three paths in turns; n is
+--repeats, or fewer where these take more than --seconds of CPU time. Stages:
 
     analysis    blocks, f_a, h_a            synthesis   f_s, blocks
     coding      entropy models or coder     parameters  everything else: hyper synthesis, contexts, parameter networks
@@ -250,21 +251,27 @@ def even_board(grid: Grid) -> Grid:
     return (grid[0] + 3) // 4 * 4, (grid[1] + 3) // 4 * 4
 
 
-def table(columns: list[Path], h_dim: int, side: int, batch: int, repeats: int) -> None:
-    """Measure and print one configuration."""
+def table(columns: list[Path], h_dim: int, side: int, batch: int, repeats: int, seconds: float) -> None:
+    """Measure and print one configuration: `repeats` rounds, but none begins after `seconds` of CPU time."""
     grid = (side, side)
     theirs_grid = grid if VitGeometry(token_res=grid).y[0] % 2 == 0 else even_board(grid)
     times: dict[str, list[dict[str, dict[str, float]]]] = {path.name: [] for path in columns}
+    start = 0.0
     for number in range(repeats + 1):
+        if number == 1:
+            start = time.thread_time()
+        elif number and time.thread_time() - start > seconds:
+            break
         for path in columns:
             used = theirs_grid if path.name == "CompressAI" else grid
-            h = torch.randn(batch, 1 + used[0] * used[1], h_dim)
+            # The first round compiles, packs and fills caches.
+            h = torch.randn(batch if number else 1, 1 + used[0] * used[1], h_dim)
             found = path.measure(h, used)
             share = math.prod(VitGeometry(token_res=grid).y) / math.prod(VitGeometry(token_res=used).y)
             scaled = {op: {stage: ms * share for stage, ms in row.items()} for op, row in found.items()}
-            if number:  # the first round compiles, packs and fills caches
+            if number:
                 times[path.name].append(scaled)
-    print(f"\nh_dim {h_dim}, {side}x{side} tokens, batch {batch}: CPU ms per sample, medians of {repeats}")
+    print(f"\nh_dim {h_dim}, {side}x{side} tokens, batch {batch}: CPU ms per sample, medians of {len(times['exact'])}")
     print(f"{'':<24}{'CompressAI':>12}{'float32':>10}{'exact':>10}   CompressAI/float32  /exact   exact/float32")
     for operation in ("compress", "decompress"):
         for stage in (*STAGES, "whole"):
@@ -280,7 +287,8 @@ def main() -> None:
     parser.add_argument("--h-dim", type=int, nargs="+", default=(384, 1536))
     parser.add_argument("--grid", type=int, nargs="+", default=(16, 37))
     parser.add_argument("--batch", type=int, nargs="+", default=(1, 4, 8))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for h_dim in arguments.h_dim:
@@ -289,7 +297,7 @@ def main() -> None:
         columns = paths(codec, exact)
         for side in arguments.grid:
             for batch in arguments.batch:
-                table(columns, h_dim, side, batch, arguments.repeats)
+                table(columns, h_dim, side, batch, arguments.repeats, arguments.seconds)
 
 
 if __name__ == "__main__":
