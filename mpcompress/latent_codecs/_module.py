@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -82,19 +83,44 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, enabled=False)
 
 
+class _PlainConvolutions:
+    """Holds cuDNN to plain float32 and fixed algorithms from the first that enters to the last that leaves.
+
+    torch has these switches once per process: were each thread to put back what it found, the first to leave would
+    change the arithmetic of the others.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._flags = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                flags = torch.backends.cudnn.flags
+                self._flags.enter_context(flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._flags.close()
+
+
+_PLAIN_CONVOLUTIONS = _PlainConvolutions()
+
+
 @contextmanager
 def coding_arithmetic(x: Tensor) -> Iterator[None]:
     """Keep arithmetic on the device of `x` plain and the same at every call: anything else would change symbols.
 
     No autocast, and on a GPU no TF32, which torch allows convolutions unless told otherwise, and no algorithm chosen by
-    timing. torch has these switches once per process.
+    timing.
     """
-    with full_precision(x):
-        if x.device.type != "cuda":
-            yield
-            return
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
+    with full_precision(x), _PLAIN_CONVOLUTIONS if x.device.type == "cuda" else nullcontext():
+        yield
 
 
 def check_quantizer(quantizer: str) -> str:

@@ -76,8 +76,22 @@ def test_threads_do_not_change_a_pointwise_layer():
 def test_coding_on_a_gpu_switches_tf32_off(monkeypatch):
     monkeypatch.setattr(_module, "full_precision", lambda x: contextlib.nullcontext())
     flags = torch.backends.cudnn
-    before = (flags.allow_tf32, flags.benchmark, flags.deterministic)
+    monkeypatch.setattr(flags, "allow_tf32", True)
     monkeypatch.setattr(flags, "benchmark", True)
-    with _module.coding_arithmetic(SimpleNamespace(device=torch.device("cuda"))):
-        assert (flags.allow_tf32, flags.benchmark, flags.deterministic) == (False, False, True)
-    assert (flags.allow_tf32, flags.benchmark, flags.deterministic) == (before[0], True, before[2])
+    monkeypatch.setattr(flags, "deterministic", False)
+    gpu = SimpleNamespace(device=torch.device("cuda"))
+
+    def switches():
+        return flags.allow_tf32, flags.benchmark, flags.deterministic
+
+    first, second = _module.coding_arithmetic(gpu), _module.coding_arithmetic(gpu)
+    first.__enter__()
+    second.__enter__()
+    assert switches() == (False, False, True)
+    first.__exit__(None, None, None)  # as of a thread that is done before another
+    assert switches() == (False, False, True)
+    second.__exit__(None, None, None)
+    assert switches() == (True, True, False)
+    with pytest.raises(ZeroDivisionError), _module.coding_arithmetic(gpu):
+        raise ZeroDivisionError
+    assert switches() == (True, True, False)
