@@ -47,6 +47,7 @@ KERNEL_MODULES = (
     "mpcompress.entropy.compressai_format",
     "mpcompress.exact.kernels",
     "mpcompress.latent_codecs._kernels",
+    "mpcompress.transforms.klt_fit_weights",
     "mpcompress.transforms.klt_haar",
     "mpcompress.transforms.klt_kernels",
     "mpcompress.transforms.klt_lookahead",
