@@ -22,12 +22,13 @@ COPY server server
 COPY client client
 # PIP_CONSTRAINT, not -c: it also pins what the build of our own wheel needs. The secret is for those who build behind
 # a proxy or a mirror; without it pip does what it always does. Left out: tests of
-# dependencies and, in ml_dtypes, 23 MB of symbols.
+# dependencies, torch's C++ headers and, in ml_dtypes, 23 MB of symbols.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     python -m venv --without-pip /opt/mpcompress \
  && PIP_CONSTRAINT=constraints.txt python -m pip --python /opt/mpcompress install --no-cache-dir \
       --extra-index-url "${TORCH_INDEX}" ".[${EXTRAS}]" \
- && find /opt/mpcompress -depth -type d -name tests -exec rm -r {} + \
+ && find /opt/mpcompress -depth -type d \( -name tests -o -path '*/torch/test' -o -path '*/torch/include' \) \
+      -exec rm -r {} + \
  && strip --strip-unneeded /opt/mpcompress/lib/python3*/site-packages/ml_dtypes/*.so
 RUN MPCOMPRESS_CACHE_DIR=/opt/mpcompress/kernels NUMBA_CPU_NAME="${NUMBA_CPU_NAME}" \
     /opt/mpcompress/bin/python -c "from mpcompress._numba import warm_up; warm_up()"

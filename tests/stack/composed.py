@@ -20,6 +20,7 @@ PROJECT = "mpcompress-stack-test"
 SERVICES = ("server", "vtm-worker", "envoy", "prometheus", "grafana")
 _PORTS = ("MPCOMPRESS_PORT", "MPCOMPRESS_VTM_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 _PAUSE_S = 0.5
+_SCRAPE = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464/metrics').read().decode())"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,11 @@ class Stack:
         except subprocess.CalledProcessError:
             return False
         return True
+
+    def metric(self, container: str, name: str) -> float:
+        """What a server itself says now, without labels; Prometheus asks every few seconds only."""
+        text = self.containers("exec", container, "python", "-c", _SCRAPE)
+        return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """What Prometheus finds for an expression now."""

@@ -145,15 +145,17 @@ def test_a_killed_server_loses_no_item(stack: Stack) -> None:
 
 @pytest.mark.parametrize("variable", ["MPCOMPRESS_PORT", "MPCOMPRESS_VTM_PORT"], ids=["behind the server", "direct"])
 def test_a_killed_worker_loses_no_item(stack: Stack, variable: str) -> None:
-    victim = stack.ids("vtm-worker")[0]
+    workers = stack.ids("vtm-worker")
     with CompressionClient(_target(stack, variable), timeout_s=300) as client:
-        many = client.compress_many(list(FEATURES[:4]) * 3, codec="x265-dinov2-cls-tiles", qp=27, errors="return")
-        results = [next(many)]
+        items = list(FEATURES) * 10
+        many = client.compress_many(items, codec="x265-dinov2-cls-tiles", qp=27, errors="return", look_ahead=len(items))
+        results = [next(many)]  # and the workers have the rest
+        victim = next(worker for worker in workers * 3 if stack.metric(worker, "mpcompress_slots_busy") > 0)
         stack.containers("kill", "-s", "KILL", victim)
-        stack.containers("start", victim)
         results += list(many)
     assert [result for result in results if isinstance(result, MPCompressError)] == []
-    assert len(results) == 12
+    assert len(results) == len(items)
+    stack.containers("start", victim)
     eventually(lambda: stack.healthy(victim), "the worker is back")
 
 
