@@ -205,7 +205,9 @@ class StreamGaussianConditional(_NoCacheInPickles, GaussianConditional):
         return _dequantise(symbols, indexes.shape, means, like)
 
     def encode_scaled(self, inputs: Tensor, scales: Tensor, means: Tensor | None) -> tuple[list[bytes], Tensor]:
-        """`encode` with the indexes of `scales`, without a tensor of them. Raises as `encode`."""
+        """`encode` with the indexes of `scales` (B, C, ...), without a tensor of them. Raises as `encode`."""
+        if scales.ndim < 2 or scales.shape != inputs.shape:
+            raise InvalidInputError(f"scales of shape {shape_text(scales.shape)} for {shape_text(inputs.shape)}")
         cache = _cached(self)
         symbols, y_hat = _quantise(inputs, means)
         return encode_rows(symbols, self._rows(cache, scales), cache.tables), y_hat

@@ -143,6 +143,11 @@ def test_wrong_counts_and_types(gaussians):
     strings = ours.compress(y, indexes)
     with pytest.raises(InvalidInputError):
         ours.compress(y, indexes[:, :2])
+    for scales in (y[:, :2], y[:1], y[0]):
+        with pytest.raises(InvalidInputError):
+            ours.encode_scaled(y, scales, None)
+    with pytest.raises(InvalidInputError):
+        ours.decode_scaled(strings[:1], y, None)
     with pytest.raises(InvalidInputError):
         ours.decompress(strings[:1], indexes)
     with pytest.raises(InvalidInputError):
