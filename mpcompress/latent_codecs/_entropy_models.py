@@ -7,9 +7,11 @@ or written by its C++ coder, which trusts its input, and no table becomes a Pyth
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ from mpcompress.layers._compressai import EntropyBottleneck, EntropyModel, Gauss
 
 Indexes = npt.NDArray[np.int32]
 Floats = npt.NDArray[Any]
+_TORCH = {np.float32: torch.float32, np.float64: torch.float64}
 TABLE_BUFFERS = ("_quantized_cdf", "_cdf_length", "_offset")
 
 
@@ -42,7 +45,7 @@ class _TableCache:
             raise CodecUnavailableError("the entropy model has no tables: call update() or load trained weights first")
         self._buffers = buffers
         self._versions = _versions(buffers)
-        self.tables = IndexedTables(cdfs, lengths, offsets)
+        self.tables = _shared(cdfs, lengths, offsets)
         self.edges: dict[Any, Floats] = {}
         """The scale table but for its last entry, per float type."""
         for table in scales:
@@ -54,6 +57,20 @@ class _TableCache:
     def fits(self, buffers: tuple[Tensor, ...]) -> bool:
         same = all(mine is theirs for mine, theirs in zip(self._buffers, buffers, strict=True))
         return same and self._versions == _versions(buffers)
+
+
+_SHARED: WeakValueDictionary[bytes, IndexedTables] = WeakValueDictionary()
+
+
+def _shared(cdfs: Indexes, lengths: Indexes, offsets: Indexes) -> IndexedTables:
+    """The tables with these numbers: one object for all channel groups, which stays in the processor's cache."""
+    digest = hashlib.sha256(repr((cdfs.shape, lengths.shape, offsets.shape)).encode())
+    for array in (cdfs, lengths, offsets):
+        digest.update(array.tobytes())
+    tables = _SHARED.get(digest.digest())
+    if tables is None:
+        tables = _SHARED[digest.digest()] = IndexedTables(cdfs, lengths, offsets)
+    return tables
 
 
 def _versions(buffers: tuple[Tensor, ...]) -> tuple[int, ...]:
@@ -74,8 +91,8 @@ def _cached(model: EntropyModel) -> _TableCache:
 
 def _floats(x: Tensor, dtype: Any) -> Floats:
     """A tensor as a flat array of a type that the kernels take."""
-    flat: Floats = x.detach().to("cpu", torch.float64 if dtype == np.float64 else torch.float32).contiguous().numpy()
-    return flat.ravel()
+    flat: Floats = x.detach().to("cpu", _TORCH[dtype]).contiguous().view(-1).numpy()
+    return flat
 
 
 def _type_of(*tensors: Tensor | None) -> Any:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mpcompress.errors import CodecFileError, CorruptBitstreamError, InvalidInputError
+from mpcompress.latent_codecs import _entropy_models
 from mpcompress.latent_codecs._entropy_models import (
     StreamEntropyBottleneck,
     StreamGaussianConditional,
@@ -110,6 +111,19 @@ def test_tables_follow_update_loading_and_device_moves(bottlenecks):
     twin.load_state_dict(ours.state_dict())  # in place, into tensors of the same size
     assert twin.compress(z) == second
     assert ours.to(torch.float64).to(torch.float32).compress(z) == second
+
+
+def test_models_with_the_same_tables_share_them(gaussians):
+    _, first = gaussians
+    second, third = StreamGaussianConditional(None), StreamGaussianConditional(None)
+    second.update_scale_table(get_scale_table())
+    third.update_scale_table(get_scale_table(levels=63))
+    tables = [_entropy_models._cached(model).tables for model in (first, second, third)]
+    assert tables[0] is tables[1]
+    assert tables[0] is not tables[2]
+    second._offset -= 1
+    assert _entropy_models._cached(second).tables is not tables[0]
+    assert _entropy_models._cached(first).tables is tables[0]
 
 
 def test_copies_and_pickles_leave_the_cache_behind(bottlenecks):
