@@ -116,17 +116,25 @@ def calibrate(
         warnings=tuple(_warnings(fitted, len(fitted), prefix, token_res)),
     )
     notes = dict(notes or {})
-    typical = max(float(np.median(measured.distances)), 0.05)
+    typical, bound = _domain(measured.distances)
     model = replace(
         model,
         domain_typical=typical,
-        domain_bound=max(2.0, 1.2 * max(measured.distances) / typical),
+        domain_bound=bound,
         points=measured.curve(),
         card={**json.loads(json.dumps(asdict(report))), "notes": notes},
     )
     return CalibrationResult(
         file=write_model(model), report=report, description=description, fingerprint=model.fingerprint(), notes=notes
     )
+
+
+def _domain(distances: Sequence[float]) -> tuple[float, float]:
+    """The typical distance of held-out tensors, and how many times that is too far; without any, nothing is."""
+    if not distances:
+        return 1.0, 1e9
+    typical = max(float(np.median(distances)), 0.05)
+    return typical, max(2.0, 1.2 * max(distances) / typical)
 
 
 def _check(tensors: Sequence[FeatureTensor], prefix: int, token_res: tuple[int, int] | None) -> None:
@@ -205,8 +213,8 @@ def _measure(codec: KltCodec, tensors: Sequence[FeatureTensor], prefix: int, pro
             (out,) = codec.decompress([Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))])
             rates[row, column] = 8 * (len(coded.strings[0]) + UNIT_OVERHEAD_BYTES) / x.size
             errors[row, column] = np.square(out["h_hat"] - x, dtype=np.float64).mean() / max(float(x.var()), 1e-30)
-            if qp == QP.default:
-                distances.append(coded.report.domain_distance or 0.0)
+            if qp == QP.default and coded.report.domain_distance is not None:  # too few rows tell nothing
+                distances.append(coded.report.domain_distance)
     return _Measured(rates, errors, distances)
 
 
@@ -222,7 +230,8 @@ def _warnings(
     patches, channels = sum(tensor.shape[0] - prefix for tensor in tensors), tensors[0].shape[1]
     if patches < 4 * channels:
         yield f"{patches} tokens for {channels} channels: too few to tell signal from noise; give more tensors"
-    if token_res is None:
+    shortest, longest = min(t.shape[0] for t in tensors), max(t.shape[0] for t in tensors)
+    if token_res is None and shortest == longest:
         for extra in (0, 1, 5):
             side = int(max(tensors[0].shape[0] - extra, 0) ** 0.5)
             if side > 3 and side * side == tensors[0].shape[0] - extra:
@@ -231,6 +240,5 @@ def _warnings(
                     f"{side} x {side} patches, say so: fewer bits"
                 )
                 break
-    shortest, longest = min(t.shape[0] for t in tensors), max(t.shape[0] for t in tensors)
     if longest > 4 * shortest:
         yield f"lengths from {shortest} to {longest} tokens: scales are fitted to the median length"

@@ -111,6 +111,23 @@ def test_sequences_of_many_lengths(tmp_path):
     assert nmse(x, round_trip(tmp_path / "c.safetensors", "text", x)[1]) < 0.2
 
 
+def test_short_sequences_say_nothing_about_the_domain(tmp_path):
+    """Too short to tell how far they are, they must not pass for tensors that are at no distance."""
+    rng = np.random.default_rng(0)
+    lengths = [10, 150] * 10 + [10] * 20
+    training = [rng.normal(size=(n, CHANNELS)).cumsum(axis=0) @ MIXING for n in lengths]
+    calibrate(training, codec_id="text", description="d", held_out=training[:20]).save(tmp_path / "c.safetensors")
+    codec = load(CodecSpec(id="text", family="klt", weights=str(tmp_path / "c.safetensors")))
+
+    def distance(x: np.ndarray) -> float | None:
+        spec = TensorSpec(name="h", dtype="float32", shape=x.shape)
+        (coded,) = codec.compress([{"h": x.astype(np.float32)}], codec.resolve([spec], CodingParams()))
+        return coded.report.domain_distance
+
+    assert distance(training[0]) is None
+    assert np.median([distance(x) for x in training[1:20:2]]) == pytest.approx(1, abs=0.01)
+
+
 @pytest.mark.parametrize("channels", [16, 1100, pytest.param(8192, marks=pytest.mark.slow)])
 def test_any_number_of_channels(tmp_path, channels):
     """Above 1024 the basis is one of groups of channels; a file stays some megabytes."""

@@ -45,11 +45,17 @@ def test_every_preset_loads_or_says_why_it_cannot_here(codec_id):
 
 def test_calibrated_presets_are_listed_with_card_and_weights():
     calibrated = [codec_id for codec_id in preset_ids() if preset(codec_id).family == "klt"]
-    assert calibrated == ["klt-imgfocus-vits14-block6", "klt-imgfocus-vits14-final"]
+    taps = ["imgfocus-vits14-block6", "imgfocus-vits14-final", "minilm-l3", "minilm-last"]
+    assert calibrated == [f"klt-{tap}" for tap in taps]
     weights = {path.stem for path in (ROOT / "weights").glob("*.safetensors")}
     cards = {path.stem for path in (ROOT / "weights").glob("*.md")}
     assert set(calibrated) <= weights
     assert weights <= cards
+    for codec_id in calibrated:
+        card = (ROOT / "weights" / f"{codec_id}.md").read_text(encoding="utf-8")
+        assert load(preset(codec_id)).fingerprint.hex() in card
+        for heading in ("**Licence**", "**Not for**", "**Made with**", "**Calibrated on**", "bpfp, worst", "±"):
+            assert heading in card
 
 
 def test_duplicate_families_and_unknown_ones_are_refused():
