@@ -314,9 +314,9 @@ async def test_deadlines_travel(start_server, connect, gate, monkeypatch):
     ]:
         call = asyncio.create_task(talk(connect(server), compress_messages(1, features(4), "far", **fields), **options))
         await _arrived(gate)
-        # The last of each is the worker's. gRPC counts in milliseconds.
-        assert most_s - 10 < calls[-1] <= most_s + 0.1
-        assert most_s - 10 < items[-1] <= most_s
+        # The last of each is the worker's. gRPC rounds the time of each call up, to tenths of a second.
+        assert most_s - 10 < calls[-1] <= most_s + 0.3
+        assert most_s - 10 < items[-1] <= most_s + 0.3
         call.cancel()
         gate.open.set()
         await _all_given_back(worker)
