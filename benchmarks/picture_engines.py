@@ -5,7 +5,8 @@
 
 Means over n tensors of each tap: bpfp of the complete .mpc file, NMSE, cosine of the CLS token, CPU seconds (of this
 process and its children) to encode, verification by decoding included, and to decode a stranger's unit. The .json file
-holds every single figure with the versions of the engines. A second table gives each codec's bits over VTM's.
+holds every single figure with the versions of the engines. Then come the tables of docs/vtm.md, the second with each
+codec's bits over VTM's.
 """
 
 # ruff: noqa: E402 - threads are counted when numpy is imported
@@ -95,39 +96,63 @@ def main() -> None:
                 if args.json:
                     args.json.write_text(json.dumps(report(figures), indent=1) + "\n", encoding="utf-8")
 
-    print_comparison(figures)
+    print_page(figures)
     if args.plot:
         rate_plots.draw_engines(figures, args.plot)
 
 
 _WORDS = ("tensor", "encoder")
 ANCHOR = ("vtm-dinov2-cls", "reference")
+PAGE_QPS, KLT_QPS = (22, 27, 32), (12, 18, 24)
 
 
-def print_comparison(figures: list[dict[str, Any]]) -> None:
-    """Bits of each codec over the anchor's at equal NMSE: the mean over the range both cover, interpolated in logs."""
-    print("\n| tap | codec | speed | bits against the anchor | NMSE range |\n|---|---|---|---|---|")
+def print_page(figures: list[dict[str, Any]]) -> None:
+    """The two tables of docs/vtm.md."""
+    print("\n| tap | codec, speed | QP 22 | QP 27 | QP 32 | CLS cosine at 27 | CPU s to encode at 27 |")
+    print("|---|---|---|---|---|---|---|")
+    labels = dict.fromkeys(_series(entry) for entry in figures)
     for tap in TAPS:
-        curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
-        for entry in figures:
-            if entry["tap"] == tap:
-                point = math.log(entry["mean"]["nmse"]), math.log(entry["mean"]["bpfp"])
-                curves.setdefault((entry["codec"], entry["speed"]), []).append(point)
-        if ANCHOR not in curves:
-            continue
-        anchor = np.array(sorted(curves[ANCHOR]))
-        for (codec_id, speed), points in curves.items():
-            curve = np.array(sorted(points))
-            low, high = max(curve[0, 0], anchor[0, 0]), min(curve[-1, 0], anchor[-1, 0])
-            ratio, covered = "", "at one point"
-            # One point within the anchor's range has low == high; without a common range low is above high.
-            if low <= high:
-                grid = np.linspace(low, high, 50)
-                gap = np.interp(grid, curve[:, 0], curve[:, 1]) - np.interp(grid, anchor[:, 0], anchor[:, 1])
-                ratio = f"{100 * math.expm1(gap.mean()):+.0f} %"
-                if low < high:
-                    covered = f"{math.exp(low):.3f} to {math.exp(high):.3f}"
-            print(f"| {tap} | {codec_id} | {speed} | {ratio} | {covered} |")
+        for codec_id, speed in labels:
+            mine = {e["qp"]: e["mean"] for e in figures if e["tap"] == tap and _series(e) == (codec_id, speed)}
+            # Comparable qualities have other numbers there.
+            qps = KLT_QPS if codec_id == "klt" else PAGE_QPS
+            if qps[1] not in mine:
+                continue
+            cells = [f"{mine[qp]['bpfp']:.3f} -> {mine[qp]['nmse']:.4f}" if qp in mine else "" for qp in qps]
+            name = f"{TAPS[tap]}, qp {', '.join(map(str, qps))}" if codec_id == "klt" else f"{codec_id}, {speed}"
+            middle = mine[qps[1]]
+            seconds = middle["encode_cpu_s"]
+            ends = f"{middle['cls_cosine']:.4f} | {seconds:.{1 if seconds >= 1 else 2 if seconds >= 0.1 else 3}f}"
+            print(f"| {tap} | {name} | {' | '.join(cells)} | {ends} |")
+    print(f"\n| codec, speed | {' | '.join(TAPS)} |\n|---|{'---|' * len(TAPS)}")
+    for codec_id, speed in labels:
+        ratios = [_bits_over_anchor(figures, tap, codec_id, speed) for tap in TAPS]
+        if (codec_id, speed) != ANCHOR:
+            name = "klt, calibrated on such features" if codec_id == "klt" else f"{codec_id}, {speed}"
+            print(f"| {name} | {' | '.join(ratios)} |")
+
+
+def _series(entry: dict[str, Any]) -> tuple[str, str]:
+    return "klt" if entry["codec"] in TAPS.values() else entry["codec"], entry["speed"]
+
+
+def _bits_over_anchor(figures: list[dict[str, Any]], tap: str, codec_id: str, speed: str) -> str:
+    """Like "-37 %": the mean over the range of NMSE that both cover, interpolated in logs; "" if there is none."""
+    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for entry in figures:
+        if entry["tap"] == tap:
+            point = math.log(entry["mean"]["nmse"]), math.log(entry["mean"]["bpfp"])
+            curves.setdefault(_series(entry), []).append(point)
+    if ANCHOR not in curves or (codec_id, speed) not in curves:
+        return ""
+    anchor, curve = np.array(sorted(curves[ANCHOR])), np.array(sorted(curves[codec_id, speed]))
+    low, high = max(curve[0, 0], anchor[0, 0]), min(curve[-1, 0], anchor[-1, 0])
+    # One point within the anchor's range has low == high.
+    if low > high:
+        return ""
+    grid = np.linspace(low, high, 50)
+    gap = np.interp(grid, curve[:, 0], curve[:, 1]) - np.interp(grid, anchor[:, 0], anchor[:, 1])
+    return f"{100 * math.expm1(gap.mean()):+.0f} %" + (" (one point)" if low == high else "")
 
 
 def report(figures: list[dict[str, Any]]) -> dict[str, Any]:
