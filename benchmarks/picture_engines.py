@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--taps", nargs="+", default=list(TAPS), choices=list(TAPS))
     parser.add_argument("--only", nargs="*", default=[], help="codecs whose id begins so")
     parser.add_argument("--json", type=Path, help="file for all figures; what is in it and not measured again stays")
+    parser.add_argument("--of", nargs="*", default=[], help="tables and plot of the tensors whose names begin so only")
     parser.add_argument("--plot", type=Path, help="picture file for a plot of all figures")
     args = parser.parse_args()
     figures: list[dict[str, Any]] = []
@@ -96,6 +97,7 @@ def main() -> None:
                 if args.json:
                     args.json.write_text(json.dumps(report(figures), indent=1) + "\n", encoding="utf-8")
 
+    figures = restricted(figures, tuple(args.of))
     print_page(figures)
     if args.plot:
         rate_plots.draw_engines(figures, args.plot)
@@ -104,6 +106,17 @@ def main() -> None:
 _WORDS = ("tensor", "encoder")
 ANCHOR = ("vtm-dinov2-cls", "reference")
 PAGE_QPS, KLT_QPS = (22, 27, 32), (12, 18, 24)
+
+
+def restricted(figures: list[dict[str, Any]], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The figures of some of their tensors; of all without names."""
+    found = []
+    for entry in figures:
+        rows = [row for row in entry["rows"] if not names or row["tensor"].startswith(names)]
+        if rows:
+            mean = {key: float(np.mean([row[key] for row in rows])) for key in entry["mean"]}
+            found.append({**entry, "mean": mean, "rows": rows})
+    return found
 
 
 def print_page(figures: list[dict[str, Any]]) -> None:

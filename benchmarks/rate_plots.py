@@ -96,7 +96,7 @@ def draw_engines(figures: list[Point], path: Path) -> None:
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.grid(alpha=0.3, which="both", lw=0.4)
-        row[1].set_ylim(10, 700)
+        row[1].set_ylim(7, 700)
         row[1].margins(x=0.15)
         row[1].set_yticks([10, 15, 20, 30, 50, 70, 100, 150], minor=False)
         row[1].yaxis.set_major_formatter(ScalarFormatter())
