@@ -107,12 +107,10 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> str:
     return path.read_text().strip()
 
 
-def klt_features(codec: FeatureCodec, count: int) -> list[np.ndarray]:
-    """Tensors (257, 384), float16, 197 kB, with the energies that the codec was calibrated for."""
-    model, random = codec.model, np.random.default_rng(0)  # type: ignore[attr-defined]
-    scale = np.sqrt(model.energy)[:, None] * model.basis
-    noise = random.standard_normal((count, 257, len(model.energy)))
-    return list((noise @ scale + model.mean).astype(np.float16))
+def features(count: int) -> list[np.ndarray]:
+    """Tensors (257, 384), float16, 197 kB, of the layer that the codec was calibrated for: a few, again and again."""
+    shipped = np.load(HERE.parent / "tests/data/features_final.npy")
+    return [shipped[index % len(shipped)].copy() for index in range(count)]
 
 
 def per_item(
@@ -256,7 +254,7 @@ def main() -> None:
         with started(command) as server, CompressionClient(wait_for(port, server)) as client:
             codec = registry.load(registry.preset(KLT))
             codec.warm_up()
-            items = klt_features(codec, count)
+            items = features(count)
             if args.only in (None, "items"):
                 print(
                     "| CPU ms per item | loop | RPC, one stream | overhead | a call per item | items/s of the loop's |"

@@ -20,6 +20,7 @@ from mpcompress_client.ledger import Ledger
 from mpcompress_client.slot import Slot
 from mpcompress_client.source import InputT, Source
 from mpcompress_client.status import error_of_rpc
+from mpcompress_proto.parcel import Parcel
 
 # How long a finished stream may take to deliver its status before it is cancelled.
 _END_S = 5.0
@@ -183,8 +184,8 @@ class AsyncPipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         sender = asyncio.create_task(self._send(call, stream))
         error: MPCompressError | None = None
         try:
-            while (response := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-                self._take(response)
+            while (parcel := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                self._take(parcel)
         except grpc.RpcError as rpc_error:
             error = error_of_rpc(rpc_error, self._target)
         except asyncio.CancelledError:
@@ -202,13 +203,13 @@ class AsyncPipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._bell.ring()
         return delay_s
 
-    def _take(self, response: ResponseT) -> None:
-        if response.WhichOneof("event") == "draining":
+    def _take(self, parcel: Parcel[ResponseT]) -> None:
+        if parcel.message.WhichOneof("event") == "draining":
             self._stream = None
             self._ledger.draining()
             self._bell.ring()
             return
-        answered = self._ledger.receive(response)
+        answered = self._ledger.receive(parcel)
         if answered is not None:
             self._ledger.settle(*answered)
             self._bell.ring()

@@ -21,6 +21,7 @@ from mpcompress_client.many import Many
 from mpcompress_client.progress import ProgressCallback, check_callback
 from mpcompress_client.source import InputT, Source
 from mpcompress_proto.coded_unit import CodedUnit
+from mpcompress_proto.parcel import Parcel
 
 Errors = Literal["raise", "return"]
 
@@ -277,7 +278,7 @@ class CompressionClient(Connection):
         self._check_open()
         check_look_ahead(errors, look_ahead, look_ahead_bytes)
 
-        def open_call(requests: Iterator[RequestT], call_limit_s: float | None) -> Any:
+        def open_call(requests: Iterator[Parcel[RequestT]], call_limit_s: float | None) -> Any:
             self._check_open()
             return self._lines.call(method, requests, timeout_s=call_limit_s)
 

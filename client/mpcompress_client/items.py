@@ -3,6 +3,8 @@
 Does no input or output, so that the synchronous and the asyncio client share it:
 
     item.requests(id) ──► stream ──► responses ──► item.receive(response) ──► None ... None, result
+
+Requests and responses are parcels: messages, and the bytes of tensors and payloads apart.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from mpcompress_client.destination import Destination
 from mpcompress_client.errors import InvalidRequestError, ServerError, WireError
 from mpcompress_client.status import error_of
 from mpcompress_proto.coded_unit import CodedUnit, check_header
+from mpcompress_proto.parcel import Parcel
 from mpcompress_proto.tensors import (
     MAX_INLINE_BYTES,
     Array,
@@ -23,7 +26,8 @@ from mpcompress_proto.tensors import (
     Receiver,
     array_from,
     check_specs,
-    pieces,
+    cuts,
+    joined,
     wire_view,
 )
 from mpcompress_proto.v1 import compression_pb2 as pb
@@ -52,23 +56,24 @@ class Item(ABC, Generic[RequestT, ResponseT, ResultT]):
     timeout_s: float
 
     @abstractmethod
-    def requests(self, item_id: int, timeout_s: float) -> Iterator[RequestT]:
+    def requests(self, item_id: int, timeout_s: float) -> Iterator[Parcel[RequestT]]:
         """The messages that send it, in order, again each time; `timeout_s` is what is left of its time limit."""
 
     @abstractmethod
     def restart(self) -> None:
         """Forgets what was received, because the item is sent again."""
 
-    def receive(self, response: ResponseT) -> ResultT | None:
+    def receive(self, parcel: Parcel[ResponseT]) -> ResultT | None:
         """Takes a response with this item's id; returns the result with the last one, None before.
 
         Raises:
             MPCompressError: the item's own error, or a ServerError for an answer that breaks the contract.
         """
-        if response.WhichOneof("event") == "error":
-            raise error_of(response.error)
+        event = parcel.message.WhichOneof("event")
+        if event == "error":
+            raise error_of(parcel.message.error)
         try:
-            return self._receive(response)
+            return self._receive(event, parcel)
         except WireError as error:
             raise ServerError(f"the server's answer breaks the contract: {error.field}: {error.message}") from error
 
@@ -77,7 +82,7 @@ class Item(ABC, Generic[RequestT, ResponseT, ResultT]):
         return _LARGEST_ANSWER * self.nbytes + _LARGEST_ANSWER_FLOOR
 
     @abstractmethod
-    def _receive(self, response: ResponseT) -> ResultT | None:
+    def _receive(self, event: str | None, parcel: Parcel[ResponseT]) -> ResultT | None:
         """As `receive`, for all events but errors; raises WireError."""
 
 
@@ -106,22 +111,20 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
         """Forgets the answer so far."""
         self._answer, self._receiver = None, PayloadReceiver(0)
 
-    def requests(self, item_id: int, timeout_s: float) -> Iterator[pb.CompressRequest]:
+    def requests(self, item_id: int, timeout_s: float) -> Iterator[Parcel[pb.CompressRequest]]:
         """The header, with all bytes when they fit one message, else followed by chunks."""
         request = pb.CompressRequest(header=self._header)
         _announce(request.header, item_id, timeout_s)
         if self.nbytes <= MAX_INLINE_BYTES:
-            request.header.inline_data = b"".join(self._parts)
-            yield request
+            yield Parcel(request, joined(self._parts))
             return
-        yield request
-        for index, offset, data in pieces(self._parts):
-            yield pb.CompressRequest(
-                chunk=pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset, data=data)
-            )
+        yield Parcel(request)
+        for index, offset, view in cuts(self._parts):
+            chunk = pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset)
+            yield Parcel(pb.CompressRequest(chunk=chunk), view)
 
-    def _receive(self, response: pb.CompressResponse) -> CodedUnit | None:
-        event = response.WhichOneof("event")
+    def _receive(self, event: str | None, parcel: Parcel[pb.CompressResponse]) -> CodedUnit | None:
+        response, bulk = parcel
         if event == "progress":
             return None
         if event == "result" and self._answer is None:
@@ -130,12 +133,10 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
             if self._answer.unit.payload_bytes > self._most_bytes():
                 raise WireError("a payload far larger than the tensors", field="result.unit.payload_bytes")
             self._receiver = PayloadReceiver(self._answer.unit.payload_bytes)
-            inline = self._answer.inline_payload
-            if inline:
-                self._receiver.fill(inline, "result.inline_payload")
+            if bulk:
+                self._receiver.fill(bulk, "result.inline_payload")
         elif event == "chunk" and self._answer is not None:
-            chunk = response.chunk
-            self._receiver.add(0, chunk.offset, chunk.data)
+            self._receiver.add(0, response.chunk.offset, bulk)
         else:
             raise WireError(f"an unexpected event {event}", field="event")
         if not self._receiver.complete:
@@ -175,24 +176,22 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
         """Forgets the answer so far."""
         self._specs, self._receiver = None, Receiver([])
 
-    def requests(self, item_id: int, timeout_s: float) -> Iterator[pb.DecompressRequest]:
+    def requests(self, item_id: int, timeout_s: float) -> Iterator[Parcel[pb.DecompressRequest]]:
         """The header, with all bytes when they fit one message, else followed by the payload's and tensors' chunks."""
         request = pb.DecompressRequest(header=self._header)
         _announce(request.header, item_id, timeout_s)
         if self._inline_bytes <= MAX_INLINE_BYTES:
-            request.header.inline_data = b"".join([self._payload, *self._parts])
-            yield request
+            yield Parcel(request, joined([self._payload, *self._parts]))
             return
-        yield request
-        for _, offset, data in pieces([self._payload]):
-            yield pb.DecompressRequest(payload=pb.PayloadChunk(item_id=item_id, offset=offset, data=data))
-        for index, offset, data in pieces(self._parts):
-            yield pb.DecompressRequest(
-                chunk=pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset, data=data)
-            )
+        yield Parcel(request)
+        for _, offset, view in cuts([self._payload]):
+            yield Parcel(pb.DecompressRequest(payload=pb.PayloadChunk(item_id=item_id, offset=offset)), view)
+        for index, offset, view in cuts(self._parts):
+            chunk = pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset)
+            yield Parcel(pb.DecompressRequest(chunk=chunk), view)
 
-    def _receive(self, response: pb.DecompressResponse) -> Decoded | None:
-        event = response.WhichOneof("event")
+    def _receive(self, event: str | None, parcel: Parcel[pb.DecompressResponse]) -> Decoded | None:
+        response, bulk = parcel
         if event == "progress":
             return None
         if event == "result" and self._specs is None:
@@ -203,12 +202,10 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
             if self._out is not None:
                 self._out.check(self._specs)
             self._receiver = Receiver(sizes)
-            inline = response.result.inline_data
-            if inline:
-                self._receiver.fill(inline, "result.inline_data")
+            if bulk:
+                self._receiver.fill(bulk, "result.inline_data")
         elif event == "chunk" and self._specs is not None:
-            chunk = response.chunk
-            self._receiver.add(chunk.tensor_index, chunk.offset, chunk.data)
+            self._receiver.add(response.chunk.tensor_index, response.chunk.offset, bulk)
         else:
             raise WireError(f"an unexpected event {event}", field="event")
         if not self._receiver.complete:

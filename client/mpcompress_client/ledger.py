@@ -22,6 +22,7 @@ from mpcompress_client.progress import Events, ProgressCallback
 from mpcompress_client.retry import Breaks, Contact, RetryPolicy, may_succeed_later
 from mpcompress_client.slot import Slot
 from mpcompress_client.window import Window
+from mpcompress_proto.parcel import Parcel
 
 # How much longer than an item's own time limit the client waits: the server's answer says more than a local timeout.
 GRACE_S = 10.0
@@ -164,11 +165,14 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
 
     # ---------------------------------------------------------------------------------------------- the answers
 
-    def receive(self, response: Any) -> tuple[Slot[RequestT, ResponseT, ResultT], ResultT | MPCompressError] | None:
+    def receive(
+        self, parcel: Parcel[Any]
+    ) -> tuple[Slot[RequestT, ResponseT, ResultT], ResultT | MPCompressError] | None:
         """Gives a response to its item; a slot and its outcome when it was the last one.
 
         Only the driver's reader calls it. Raises what the user's progress callback raises.
         """
+        response = parcel.message
         slot = self._under_way.get(response.item_id)
         item = None if slot is None else slot.item
         if slot is None or item is None:
@@ -179,7 +183,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
             self._events.at_once(slot.index, response.progress)
             return None
         try:
-            outcome = item.receive(response)
+            outcome = item.receive(parcel)
         except MPCompressError as error:
             return slot, error
         return None if outcome is None else (slot, outcome)

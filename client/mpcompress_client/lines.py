@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpcompress_client.endpoint import Endpoint
-from mpcompress_proto.v1.compression_pb2_grpc import CompressionServiceStub
+from mpcompress_proto.parcel import ParcelStub
 
 
 @dataclass(eq=False)
@@ -99,4 +99,4 @@ class Lines:
 
 
 def _line(channel: Any) -> Line:
-    return Line(channel=channel, stub=CompressionServiceStub(channel))
+    return Line(channel=channel, stub=ParcelStub(channel))

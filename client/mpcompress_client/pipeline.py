@@ -23,6 +23,7 @@ from mpcompress_client.ledger import Ledger
 from mpcompress_client.slot import Slot
 from mpcompress_client.source import InputT, Source
 from mpcompress_client.status import error_of_rpc
+from mpcompress_proto.parcel import Parcel
 
 # How long a finished stream may take to deliver its status before it is cancelled.
 _END_S = 5.0
@@ -45,7 +46,7 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
     def __init__(
         self,
         *,
-        open_call: Callable[[Iterator[RequestT], float | None], Any],
+        open_call: Callable[[Iterator[Parcel[RequestT]], float | None], Any],
         prepare: Callable[[InputT, int], Item[RequestT, ResponseT, ResultT]],
         source: Source[InputT],
         ledger: Ledger[RequestT, ResponseT, ResultT],
@@ -166,8 +167,8 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
             self._ledger.stream_opened()
             self._call = self._open_call(self._requests(stream), self._stream_limit_s())
         try:
-            for response in self._call:
-                self._take(response)
+            for parcel in self._call:
+                self._take(parcel)
         except grpc.RpcError as rpc_error:
             error = error_of_rpc(rpc_error, self._target)
         finally:
@@ -185,14 +186,14 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         left_s = self._ledger.next_deadline_s()
         return (self._limit_s if left_s is None else left_s) + books.GRACE_S
 
-    def _take(self, response: ResponseT) -> None:
-        if response.WhichOneof("event") == "draining":
+    def _take(self, parcel: Parcel[ResponseT]) -> None:
+        if parcel.message.WhichOneof("event") == "draining":
             with self._changed:
                 self._stream = None
                 self._ledger.draining()
                 self._changed.notify_all()
             return
-        answered = self._ledger.receive(response)
+        answered = self._ledger.receive(parcel)
         if answered is not None:
             with self._changed:
                 self._ledger.settle(*answered)
@@ -203,7 +204,7 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
 
     # ------------------------------------------------------------------------------------------ sending thread
 
-    def _requests(self, stream: object) -> Iterator[RequestT]:
+    def _requests(self, stream: object) -> Iterator[Parcel[RequestT]]:
         """What grpc sends; runs in grpc's own thread, which must never see an exception."""
         try:
             while (next_slot := self._next_to_send(stream)) is not None:

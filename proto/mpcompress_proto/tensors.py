@@ -116,6 +116,11 @@ def wire_view(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
+def joined(views: Sequence[memoryview]) -> bytes | memoryview:
+    """The bytes of all parts of an item; a copy only when it has several."""
+    return views[0] if len(views) == 1 else b"".join(views)
+
+
 def array_from(buffer: Array, spec: pb.TensorSpec) -> Array:
     """The array that `spec` describes over `buffer` (uint8, exactly its size); a copy only when that is misaligned."""
     array = buffer.view(dtype_of(spec.dtype))
@@ -132,11 +137,16 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
     return array.astype(dtype)
 
 
-def pieces(parts: Sequence[memoryview], limit: int = MAX_CHUNK_BYTES) -> Iterator[tuple[int, int, bytes]]:
-    """Cuts an item's parts into (part index, offset, bytes) in the order in which they travel."""
+def cuts(parts: Sequence[memoryview], limit: int = MAX_CHUNK_BYTES) -> Iterator[tuple[int, int, memoryview]]:
+    """Cuts an item's parts into (part index, offset, view) in the order in which they travel."""
     for index, part in enumerate(parts):
         for offset in range(0, len(part), limit):
-            yield index, offset, bytes(part[offset : offset + limit])
+            yield index, offset, part[offset : offset + limit]
+
+
+def pieces(parts: Sequence[memoryview], limit: int = MAX_CHUNK_BYTES) -> Iterator[tuple[int, int, bytes]]:
+    """As `cuts`, with copies of the bytes."""
+    return ((index, offset, bytes(view)) for index, offset, view in cuts(parts, limit))
 
 
 class Receiver:
@@ -169,7 +179,7 @@ class Receiver:
             self._buffers = [np.empty(size, np.uint8) for size in self._sizes]
         return self._buffers
 
-    def add(self, part: int, offset: int, data: bytes, field: str = "chunk") -> None:
+    def add(self, part: int, offset: int, data: bytes | memoryview, field: str = "chunk") -> None:
         """Takes the next bytes. Raises WireError when they are not exactly the next ones, or too many."""
         if not data:
             raise WireError("an empty chunk", field=f"{field}.data")
@@ -190,12 +200,12 @@ class Receiver:
         self._filled = end
         self._skip_empty()
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self, data: bytes | memoryview) -> None:
         """Puts the next bytes where they belong."""
         end = self._filled + len(data)
         self.buffers[self._part][self._filled : end] = np.frombuffer(data, np.uint8)
 
-    def fill(self, data: bytes, field: str = "inline_data") -> None:
+    def fill(self, data: bytes | memoryview, field: str = "inline_data") -> None:
         """Takes all parts at once, from a header. Raises WireError when the size is not exactly theirs."""
         if self._buffers is not None:
             raise WireError("bytes inline after others of the same item", field=field)
@@ -221,17 +231,17 @@ class PayloadReceiver(Receiver):
 
     def __init__(self, size: int) -> None:
         super().__init__([size])
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
 
     @property
     def payload(self) -> bytes:
         """The payload, when it is complete."""
         return b"".join(self._pieces)
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self, data: bytes | memoryview) -> None:
         self._pieces.append(data)
 
-    def fill(self, data: bytes, field: str = "inline_data") -> None:
+    def fill(self, data: bytes | memoryview, field: str = "inline_data") -> None:
         """Takes all of it at once, as `Receiver.fill`."""
         super().fill(data, field)
         self._pieces = [data]

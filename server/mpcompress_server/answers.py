@@ -8,7 +8,8 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from mpcompress_proto.tensors import MAX_INLINE_BYTES, pieces
+from mpcompress_proto.parcel import Parcel
+from mpcompress_proto.tensors import MAX_INLINE_BYTES, cuts, joined
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 
@@ -34,21 +35,22 @@ def decompressed(item_id: int, specs: Sequence[pb.TensorSpec], views: Sequence[m
 
 def _compressed(
     item_id: int, unit: pb.CodedUnitHeader, report: pb.CodingReport, payload: memoryview
-) -> Iterator[pb.CompressResponse]:
+) -> Iterator[Parcel[pb.CompressResponse]]:
     inline = len(payload) <= MAX_INLINE_BYTES
-    item = pb.CompressedItem(unit=unit, inline_payload=bytes(payload) if inline else b"", report=report)
-    yield pb.CompressResponse(item_id=item_id, result=item)
+    message = pb.CompressResponse(item_id=item_id, result=pb.CompressedItem(unit=unit, report=report))
+    yield Parcel(message, payload if inline else b"")
     if not inline:
-        for _, offset, data in pieces([payload]):
-            yield pb.CompressResponse(item_id=item_id, chunk=pb.PayloadChunk(item_id=item_id, offset=offset, data=data))
+        for _, offset, view in cuts([payload]):
+            chunk = pb.PayloadChunk(item_id=item_id, offset=offset)
+            yield Parcel(pb.CompressResponse(item_id=item_id, chunk=chunk), view)
 
 
 def _decompressed(
     item_id: int, specs: Sequence[pb.TensorSpec], views: Sequence[memoryview], time: Duration, inline: bool
-) -> Iterator[pb.DecompressResponse]:
-    item = pb.DecompressedItem(tensors=specs, inline_data=b"".join(views) if inline else b"", coding_time=time)
-    yield pb.DecompressResponse(item_id=item_id, result=item)
+) -> Iterator[Parcel[pb.DecompressResponse]]:
+    message = pb.DecompressResponse(item_id=item_id, result=pb.DecompressedItem(tensors=specs, coding_time=time))
+    yield Parcel(message, joined(views) if inline else b"")
     if not inline:
-        for index, offset, data in pieces(views):
-            chunk = pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset, data=data)
-            yield pb.DecompressResponse(item_id=item_id, chunk=chunk)
+        for index, offset, view in cuts(views):
+            chunk = pb.TensorChunk(item_id=item_id, tensor_index=index, offset=offset)
+            yield Parcel(pb.DecompressResponse(item_id=item_id, chunk=chunk), view)

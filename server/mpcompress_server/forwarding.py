@@ -21,7 +21,8 @@ from google.rpc import error_details_pb2, status_pb2
 from mpcompress.codec import Array
 from mpcompress.errors import CodecUnavailableError
 from mpcompress_proto.errors import WireError
-from mpcompress_proto.tensors import MAX_INLINE_BYTES, Receiver, check_specs, pieces
+from mpcompress_proto.parcel import Parcel
+from mpcompress_proto.tensors import MAX_INLINE_BYTES, Receiver, check_specs, cuts, joined
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import messages as convert
 from mpcompress_server.errors import DOMAIN, ItemTimeoutError, RemoteItemError, WorkerUnreachableError
@@ -123,12 +124,12 @@ class Forwarding:
 
     async def _write(self, call: Any, left_s: float) -> None:
         """Errors of writing are found again by reading, which knows the status."""
-        for message in self._messages(left_s):
-            await call.write(message)
-            del message
+        for parcel in self._parcels(left_s):
+            await call.write(parcel)
+            del parcel
         await call.done_writing()
 
-    def _messages(self, left_s: float) -> Iterator[Any]:
+    def _parcels(self, left_s: float) -> Iterator[Parcel[Any]]:
         work = self._work
         header = type(work.header)()
         header.CopyFrom(work.header)
@@ -137,19 +138,18 @@ class Forwarding:
         header.timeout.CopyFrom(convert.duration(min(left_s, most_s or left_s)))
         views = [part.data for part in work.parts]
         inline = sum(len(view) for view in views) <= MAX_INLINE_BYTES
-        if inline:
-            header.inline_data = b"".join(views)
-        yield work.request(header=header)
+        yield work.request(header, joined(views) if inline else b"")
         if not inline:
-            for part, offset, data in pieces(views):
-                yield work.chunk(_ITEM, part, offset, data)
+            for part, offset, view in cuts(views):
+                yield work.chunk(_ITEM, part, offset, view)
 
     # ------------------------------------------------------------------------------------------------- reading
 
     async def _read(self, call: Any) -> Finished:
         result: Any = None
         receiver: Receiver | None = None
-        while (response := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+        while (parcel := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            response, bulk = parcel
             kind = response.WhichOneof("event")
             if kind == "progress" and result is None:
                 self._progress(response.progress)
@@ -157,11 +157,11 @@ class Forwarding:
                 raise _item_error(response.error, self._server)
             elif kind == "result" and result is None:
                 result = response.result
-                receiver = self._receiver(result)
+                receiver = self._receiver(result, bulk)
             elif kind == "chunk" and receiver is not None:
                 chunk = response.chunk
-                receiver.add(0 if self._work.compress else chunk.tensor_index, chunk.offset, chunk.data)
-            del response
+                receiver.add(0 if self._work.compress else chunk.tensor_index, chunk.offset, bulk)
+            del parcel, response, bulk
             if receiver is not None and receiver.complete:
                 return self._finished(result, receiver.buffers)
         code, details, trailing = await call.code(), await call.details(), await call.trailing_metadata()
@@ -169,12 +169,9 @@ class Forwarding:
             raise LostError("it ended the call without a result")
         raise _error_of(code, details or "", trailing, self._server)
 
-    def _receiver(self, result: Any) -> Receiver:
+    def _receiver(self, result: Any, inline: bytes | memoryview) -> Receiver:
         """Room for a result that is as large as its plan allowed."""
-        if self._work.compress:
-            sizes, inline = [result.unit.payload_bytes], result.inline_payload
-        else:
-            sizes, inline = check_specs(result.tensors, "tensors"), result.inline_data
+        sizes = [result.unit.payload_bytes] if self._work.compress else check_specs(result.tensors, "tensors")
         if sum(sizes) > self._work.result_bytes:
             raise WireError(f"the worker's result takes {sum(sizes)} bytes, not {self._work.result_bytes}")
         receiver = Receiver(sizes)

@@ -17,6 +17,7 @@ from mpcompress.errors import InvalidInputError
 from mpcompress_proto import mpc_file
 from mpcompress_proto.coded_unit import CodedUnit, check_header, check_payload, split_payload
 from mpcompress_proto.errors import WireError
+from mpcompress_proto.parcel import COMPRESS_REQUEST, COMPRESS_RESPONSE, DECOMPRESS_REQUEST, DECOMPRESS_RESPONSE, Wire
 from mpcompress_proto.tensors import array_from, check_specs, dtype_of, wire_view
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import answers, remote_plans
@@ -37,7 +38,7 @@ class Piece:
     item_id: int
     part: int
     offset: int
-    data: bytes
+    data: bytes | memoryview
     field: str
 
 
@@ -46,21 +47,23 @@ class Operation(Protocol):
 
     name: str
     request: type[Any]
+    requests: Wire[Any]
     response: type[Any]
+    responses: Wire[Any]
 
     def plan(self, header: Any) -> Plan:
         """Checks a header; allocates nothing. Raises what the error table knows."""
 
-    def piece(self, kind: str, chunk: Any) -> Piece:
-        """The chunk in a request's oneof member `kind`."""
+    def piece(self, kind: str, chunk: Any, data: bytes | memoryview) -> Piece:
+        """The chunk in a request's oneof member `kind`, whose bytes are `data`."""
 
 
 class CompressOperation:
     """Tensors in, a unit out."""
 
     name = "compress"
-    request = pb.CompressRequest
-    response = pb.CompressResponse
+    request, requests = pb.CompressRequest, COMPRESS_REQUEST
+    response, responses = pb.CompressResponse, COMPRESS_RESPONSE
 
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
@@ -108,19 +111,17 @@ class CompressOperation:
             answer=answer,
         )
 
-    def piece(self, kind: str, chunk: pb.TensorChunk) -> Piece:
+    def piece(self, kind: str, chunk: pb.TensorChunk, data: bytes | memoryview) -> Piece:
         """A tensor's bytes."""
-        return Piece(
-            item_id=chunk.item_id, part=chunk.tensor_index, offset=chunk.offset, data=chunk.data, field="chunk"
-        )
+        return Piece(item_id=chunk.item_id, part=chunk.tensor_index, offset=chunk.offset, data=data, field="chunk")
 
 
 class DecompressOperation:
     """A unit in, tensors out."""
 
     name = "decompress"
-    request = pb.DecompressRequest
-    response = pb.DecompressResponse
+    request, requests = pb.DecompressRequest, DECOMPRESS_REQUEST
+    response, responses = pb.DecompressResponse, DECOMPRESS_RESPONSE
 
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
@@ -179,10 +180,10 @@ class DecompressOperation:
             answer=answer,
         )
 
-    def piece(self, kind: str, chunk: Any) -> Piece:
+    def piece(self, kind: str, chunk: Any, data: bytes | memoryview) -> Piece:
         """The payload's bytes, which come first, or a context tensor's."""
         part = 0 if kind == "payload" else 1 + chunk.tensor_index
-        return Piece(item_id=chunk.item_id, part=part, offset=chunk.offset, data=chunk.data, field=kind)
+        return Piece(item_id=chunk.item_id, part=part, offset=chunk.offset, data=data, field=kind)
 
 
 def _check_room(nbytes: int, limits: Limits, field: str) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import grpc
 import structlog
 
+from mpcompress_proto.parcel import ParcelStub
 from mpcompress_proto.v1 import compression_pb2 as pb
-from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
 from mpcompress_server.errors import WorkerUnreachableError
 from mpcompress_server.remote_options import RemoteOptions
 from mpcompress_server.settings import SettingsError
@@ -72,7 +72,7 @@ class RemoteServer:
         self._token_file = Path(options.token_file) if options.token_file is not None else None
         self.metadata()
         self._channel = _channel(options)
-        self.stub: Any = pb_grpc.CompressionServiceStub(self._channel)
+        self.stub: Any = ParcelStub(self._channel)
         self._connected = asyncio.Event()
         self._ask_now = asyncio.Event()
         self.asked = asyncio.Event()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mpcompress.codec import Array, Coded, CodingParams, TensorSpec, Unit
+from mpcompress_proto.parcel import Parcel
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server.codecs import LoadedCodec
 
@@ -44,19 +45,21 @@ class ForwardWork:
     parts: list[Array]
     result_bytes: int
 
-    def request(self, header: Any) -> Any:
-        """The message of a header."""
-        return pb.CompressRequest(header=header) if self.compress else pb.DecompressRequest(header=header)
+    def request(self, header: Any, inline: bytes | memoryview) -> Parcel[Any]:
+        """What travels of a header, and of all bytes when they are few."""
+        return Parcel(
+            pb.CompressRequest(header=header) if self.compress else pb.DecompressRequest(header=header), inline
+        )
 
-    def chunk(self, item_id: int, part: int, offset: int, data: bytes) -> Any:
-        """The message of some bytes."""
+    def chunk(self, item_id: int, part: int, offset: int, view: memoryview) -> Parcel[Any]:
+        """What travels of some bytes."""
         if self.compress:
-            tensor = pb.TensorChunk(item_id=item_id, tensor_index=part, offset=offset, data=data)
-            return pb.CompressRequest(chunk=tensor)
+            tensor = pb.TensorChunk(item_id=item_id, tensor_index=part, offset=offset)
+            return Parcel(pb.CompressRequest(chunk=tensor), view)
         if part == 0:
-            return pb.DecompressRequest(payload=pb.PayloadChunk(item_id=item_id, offset=offset, data=data))
-        tensor = pb.TensorChunk(item_id=item_id, tensor_index=part - 1, offset=offset, data=data)
-        return pb.DecompressRequest(chunk=tensor)
+            return Parcel(pb.DecompressRequest(payload=pb.PayloadChunk(item_id=item_id, offset=offset)), view)
+        tensor = pb.TensorChunk(item_id=item_id, tensor_index=part - 1, offset=offset)
+        return Parcel(pb.DecompressRequest(chunk=tensor), view)
 
 
 Work = CompressWork | DecompressWork | ForwardWork

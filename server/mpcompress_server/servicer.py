@@ -82,12 +82,12 @@ class Servicer:
                 "Decompress": _stream_handler(decompress, self._serve),
                 "ListCodecs": grpc.unary_unary_rpc_method_handler(
                     self._list_codecs,
-                    request_deserializer=_reader(pb.ListCodecsRequest),
+                    request_deserializer=_reader(pb.ListCodecsRequest.FromString, pb.ListCodecsRequest),
                     response_serializer=pb.ListCodecsResponse.SerializeToString,
                 ),
                 "GetCodecFile": grpc.unary_stream_rpc_method_handler(
                     self._get_codec_file,
-                    request_deserializer=_reader(pb.GetCodecFileRequest),
+                    request_deserializer=_reader(pb.GetCodecFileRequest.FromString, pb.GetCodecFileRequest),
                     response_serializer=pb.GetCodecFileResponse.SerializeToString,
                 ),
             },
@@ -202,19 +202,19 @@ def _stream_handler(
 
     return grpc.stream_stream_rpc_method_handler(
         handle,
-        request_deserializer=_reader(operation.request),
-        response_serializer=operation.response.SerializeToString,
+        request_deserializer=_reader(operation.requests.read, operation.request),
+        response_serializer=operation.responses.write,
     )
 
 
-def _reader(message: type[Any]) -> Callable[[bytes], Any]:
+def _reader(parse: Callable[[bytes], Any], message: type[Any]) -> Callable[[bytes], Any]:
     """Parses requests. What cannot be parsed becomes the error to answer with: raising here would lose the reason."""
 
     def read(data: bytes) -> Any:
         if len(data) > MAX_MESSAGE_BYTES:
             return ProtocolError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES}", field="message")
         try:
-            return message.FromString(data)
+            return parse(data)
         except DecodeError:
             return ProtocolError(f"not a {message.DESCRIPTOR.name}", field="message")
 

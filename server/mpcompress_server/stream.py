@@ -35,7 +35,7 @@ from mpcompress_server.errors import (
     rule_of,
 )
 from mpcompress_server.items import Item
-from mpcompress_server.operations import Operation
+from mpcompress_server.operations import Operation, Piece
 from mpcompress_server.outbox import Outbox
 from mpcompress_server.reservation import ByteBudget
 from mpcompress_server.scheduler import Scheduler
@@ -180,19 +180,20 @@ class Stream:
     async def _take(self, request: Any) -> None:
         if isinstance(request, StreamError):  # what the deserialiser could not read
             raise request
-        kind = request.WhichOneof("message")
+        message, bulk = request
+        kind = message.WhichOneof("message")
         if kind is None:
             raise ProtocolError("a message without header, chunk or cancel", field="message")
         if kind == "header":
-            await self._take_header(request.header)
+            await self._take_header(message.header, bulk)
         elif kind == "cancel":
-            item = self._items.get(request.cancel.item_id)
+            item = self._items.get(message.cancel.item_id)
             if item is not None:
                 self._items.fail(item, ItemCancelledError("cancelled by CancelItem"))
         else:
-            self._take_chunk(kind, getattr(request, kind))
+            self._take_chunk(kind, self._operation.piece(kind, getattr(message, kind), bulk))
 
-    async def _take_header(self, header: Any) -> None:
+    async def _take_header(self, header: Any, inline: bytes | memoryview) -> None:
         item_id = header.item_id
         if self._items.get(item_id) is not None:
             raise ProtocolError(f"item {item_id} is not answered yet", field="header.item_id")
@@ -221,16 +222,15 @@ class Stream:
             return
         item.receiver = Receiver(plan.sizes)
         try:
-            if header.inline_data:
-                item.receiver.fill(header.inline_data)
+            if inline:
+                item.receiver.fill(inline)
         except WireError as error:
             self._items.fail(item, error)
             return
         self._current = item.id
         self._items.start_if_complete(item)
 
-    def _take_chunk(self, kind: str, chunk: Any) -> None:
-        piece = self._operation.piece(kind, chunk)
+    def _take_chunk(self, kind: str, piece: Piece) -> None:
         item = self._items.get(piece.item_id) if piece.item_id == self._current else None
         if item is None or item.receiver is None:
             if piece.item_id in self._items.late:

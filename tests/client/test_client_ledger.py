@@ -17,6 +17,7 @@ from mpcompress_client import (
 from mpcompress_client.items import CompressItem
 from mpcompress_client.ledger import GRACE_S, Ledger
 from mpcompress_client.retry import NEVER, Contact, service_config
+from mpcompress_proto.parcel import Parcel
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 QUICK = RetryPolicy(attempts=3, initial_backoff_s=0.001, max_backoff_s=0.01)
@@ -168,7 +169,8 @@ def test_an_item_that_breaks_every_stream_fails_and_leaves_the_others_alone():
         while (found := ledger.next_to_send()) is not None:
             slot = found[0]
             # Item 0 gets as far as a progress event, and then the server dies; item 1 is answered once 0 is gone.
-            ledger.receive(pb.CompressResponse(item_id=slot.item_id, progress=pb.ItemProgress(stage=1)))
+            progress = pb.ItemProgress(stage=1)
+            ledger.receive(Parcel(pb.CompressResponse(item_id=slot.item_id, progress=progress)))
             if slot.index == 1 and 0 in outcomes:
                 ledger.settle(slot, "answer")
         if ledger._under_way:

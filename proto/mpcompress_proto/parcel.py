@@ -1,0 +1,185 @@
+"""Messages apart from their bulk, the one field of bytes that is an item's own, so that these bytes are not copied.
+
+    Parcel(message, bulk) ──► write ──► the bytes of a message ──► read ──► Parcel(message, view of those bytes)
+
+protobuf copies a field of bytes into the message, from there into what is sent, out of what was received, and once more
+when it is read: for tensors of megabytes more work than coding them. What travels is what protobuf itself would write,
+and whatever protobuf can read is read, by protobuf where it is not as we write it. Arrow Flight does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from google.protobuf.message import Message
+
+from mpcompress_proto.v1 import compression_pb2 as pb
+from mpcompress_proto.v1.compression_pb2_grpc import CompressionServiceStub
+
+MessageT = TypeVar("MessageT")
+KindT = TypeVar("KindT", bound=Message)
+
+_BULK_FIELDS = frozenset({"data", "inline_data", "inline_payload"})
+# Below this protobuf's copies cost less than finding the bulk.
+_LEAST_BYTES = 8192
+_BYTES = 2  # the wire type of what has a length
+_MAX_VARINT_BITS = 63
+
+
+class Parcel(NamedTuple, Generic[MessageT]):
+    """A message, and what its bulk is or, when it was received, was.
+
+    Args:
+        message: without its bulk when this is to be sent.
+        bulk: bytes or a contiguous view of them; empty for messages that have none.
+    """
+
+    message: MessageT
+    bulk: bytes | memoryview = b""
+
+
+class Wire(Generic[KindT]):
+    """How messages of one type travel.
+
+    Args:
+        kind: the type, whose only oneof has the members with a bulk, and no field of a higher number.
+    """
+
+    def __init__(self, kind: type[KindT]) -> None:
+        self._kind = kind
+        (oneof,) = kind.DESCRIPTOR.oneofs
+        self._oneof = oneof.name
+        self._bulk: dict[str, tuple[str, bytes, bytes]] = {}
+        self._members: dict[int, tuple[str, int]] = {}
+        for member in oneof.fields:
+            for field in member.message_type.fields if member.message_type else ():
+                if field.name in _BULK_FIELDS:
+                    outer, inner = member.number << 3 | _BYTES, field.number << 3 | _BYTES
+                    self._bulk[member.name] = (field.name, _varint(outer), _varint(inner))
+                    self._members[outer] = (field.name, inner)
+
+    def write(self, parcel: Parcel[KindT] | KindT) -> bytes:
+        """The bytes of a parcel, or of a message without a bulk."""
+        if not isinstance(parcel, Parcel):
+            return parcel.SerializeToString()
+        message: Any = parcel.message
+        head: bytes = message.SerializeToString()
+        if not parcel.bulk:
+            return head
+        name = message.WhichOneof(self._oneof)
+        _, outer, inner = self._bulk[name]
+        size = getattr(message, name).ByteSize()
+        # The member is the last on the wire, and its bulk may be its last: the order of fields means nothing.
+        before = len(head) - size - len(_varint(size)) - len(outer)
+        if head[before : before + len(outer)] != outer:
+            raise RuntimeError(f"{self._oneof} is not the last field of {self._kind.DESCRIPTOR.name}")
+        field = inner + _varint(len(parcel.bulk))
+        size_now = _varint(size + len(field) + len(parcel.bulk))
+        return b"".join((head[:before], outer, size_now, head[len(head) - size :], field, parcel.bulk))
+
+    def read(self, wire: bytes) -> Parcel[KindT]:
+        """The parcel in some bytes. Raises protobuf's DecodeError."""
+        found = self._cut(wire) if len(wire) >= _LEAST_BYTES else None
+        return self._whole(wire) if found is None else found
+
+    def _whole(self, wire: bytes) -> Parcel[KindT]:
+        """By protobuf."""
+        message = self._kind.FromString(wire)
+        name = message.WhichOneof(self._oneof)
+        if name not in self._bulk:
+            return Parcel(message)
+        return Parcel(message, getattr(getattr(message, name), self._bulk[name][0]))
+
+    def _cut(self, wire: bytes) -> Parcel[KindT] | None:
+        """By cutting the bulk out; None when it is not where we would have written it, or the bytes are no message."""
+        try:
+            at, tag, start = _find(wire, 0, len(wire), self._members.__contains__)
+            name, bulk_tag = self._members[tag]
+            size, start = _read_varint(wire, start)
+            if start + size != len(wire):
+                return None
+            inner, _, begin = _find(wire, start, len(wire), bulk_tag.__eq__)
+            size, begin = _read_varint(wire, begin)
+        except (IndexError, ValueError):
+            return None
+        end = begin + size
+        if end > len(wire):
+            return None
+        left = inner - start + len(wire) - end
+        head = b"".join((wire[:at], _varint(tag), _varint(left), wire[start:inner], wire[end:]))
+        message = self._kind.FromString(head)
+        member = getattr(message, message.WhichOneof(self._oneof))
+        # The field once more behind its first time: the last one counts, which protobuf knows best.
+        return None if getattr(member, name) else Parcel(message, memoryview(wire)[begin:end])
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(wire: bytes, at: int) -> tuple[int, int]:
+    """The number at a place, and the place behind it. Raises IndexError and ValueError."""
+    byte = wire[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value = byte & 0x7F
+    for shift in range(7, _MAX_VARINT_BITS, 7):
+        at += 1
+        byte = wire[at]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at + 1
+    raise ValueError("an endless number")
+
+
+def _find(wire: bytes, at: int, end: int, wanted: Callable[[int], bool]) -> tuple[int, int, int]:
+    """Where the first field of a wanted tag is, its tag, and where it goes on. Raises IndexError and ValueError."""
+    while at < end:
+        tag, after = _read_varint(wire, at)
+        if wanted(tag):
+            return at, tag, after
+        kind = tag & 7
+        if kind == 0:
+            _, at = _read_varint(wire, after)
+        elif kind == _BYTES:
+            size, at = _read_varint(wire, after)
+            at += size
+        elif kind == 1:
+            at = after + 8
+        elif kind == 5:
+            at = after + 4
+        else:
+            raise ValueError("a field of no known kind")
+    raise ValueError("no such field")
+
+
+COMPRESS_REQUEST = Wire(pb.CompressRequest)
+COMPRESS_RESPONSE = Wire(pb.CompressResponse)
+DECOMPRESS_REQUEST = Wire(pb.DecompressRequest)
+DECOMPRESS_RESPONSE = Wire(pb.DecompressResponse)
+
+
+class ParcelStub(CompressionServiceStub):
+    """The service's stub, with parcels in both directions of its streams of items."""
+
+    def __init__(self, channel: Any) -> None:
+        super().__init__(channel)  # type: ignore[call-arg]  # its stub file has it in __new__
+        service = pb.DESCRIPTOR.services_by_name["CompressionService"].full_name
+        self.Compress = channel.stream_stream(
+            f"/{service}/Compress",
+            request_serializer=COMPRESS_REQUEST.write,
+            response_deserializer=COMPRESS_RESPONSE.read,
+        )
+        self.Decompress = channel.stream_stream(
+            f"/{service}/Decompress",
+            request_serializer=DECOMPRESS_REQUEST.write,
+            response_deserializer=DECOMPRESS_RESPONSE.read,
+        )
