@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mpcompress_proto.tensors import dtype_of
+from mpcompress_proto.tensors import dtype_name
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 _ARITHMETIC = {pb.ARITHMETIC_EXACT: "exact", pb.ARITHMETIC_FLOAT32: "float32"}
@@ -121,7 +121,7 @@ def _port(port: pb.TensorPort) -> TensorPort:
         name=port.name,
         ranks=tuple(port.ranks),
         # A newer server may know types that this client does not: those cannot be sent anyway.
-        dtypes=tuple(dtype_of(value).name for value in port.dtypes if value in _KNOWN_TYPES),
+        dtypes=tuple(dtype_name(value) for value in port.dtypes if value in _KNOWN_TYPES),
         channels=port.channels,
         layout=port.layout,
     )

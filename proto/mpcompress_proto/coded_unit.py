@@ -106,7 +106,7 @@ class CodedUnit:
     @property
     def nbytes(self) -> int:
         """Size of the complete .mpc file, bytes."""
-        return len(self.to_bytes())
+        return mpc_file.size(self.header)
 
     @property
     def bpfp(self) -> float:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 
@@ -45,6 +46,17 @@ _MAX_STATE_BYTES = 1 << 20
 
 def write(header: pb.CodedUnitHeader, payload: bytes) -> bytes:
     """Serialises a checked header and its payload. Raises WireError for what the layout cannot hold."""
+    body = b"".join((*_fields(header), payload))
+    return body[: _CRC.start] + _checksum(body).to_bytes(4, "little") + body[_CRC.stop :]
+
+
+def size(header: pb.CodedUnitHeader) -> int:
+    """Bytes of the file that `write` makes of a header with its payload, which is not looked at. Raises as `write`."""
+    return sum(map(len, _fields(header))) + header.payload_bytes
+
+
+def _fields(header: pb.CodedUnitHeader) -> tuple[bytes, ...]:
+    """All of the file but its payload, with a CRC of 0."""
     if not 1 <= header.bitstream_version <= 63:
         raise WireError("the bitstream version is 1 to 63", field="unit.bitstream_version")
     if len(header.fingerprint) != FINGERPRINT_BYTES:
@@ -53,17 +65,13 @@ def write(header: pb.CodedUnitHeader, payload: bytes) -> bytes:
     state = _state(header)
     if len(state) > _MAX_STATE_BYTES:
         raise WireError(f"a state of {len(state)} bytes; the limit is {_MAX_STATE_BYTES}", field="unit.pstate")
-    body = b"".join(
-        [
-            _FIXED.pack(_MAGIC, _VERSION_BASE | FORMAT_VERSION, 0, header.fingerprint, flags),
-            _pack_id(header.codec_id),
-            _pack_tensors(header),
-            _varint(len(state)),
-            state,
-            payload,
-        ]
+    return (
+        _FIXED.pack(_MAGIC, _VERSION_BASE | FORMAT_VERSION, 0, header.fingerprint, flags),
+        _pack_id(header.codec_id),
+        _pack_tensors(header),
+        _varint(len(state)),
+        state,
     )
-    return body[: _CRC.start] + _checksum(body).to_bytes(4, "little") + body[_CRC.stop :]
 
 
 def read(data: bytes) -> tuple[pb.CodedUnitHeader, bytes]:
@@ -133,6 +141,7 @@ def _merge_names(header: pb.CodedUnitHeader, tensors: list[pb.TensorSpec]) -> No
         header.tensors.append(tensor)
 
 
+@lru_cache(maxsize=256)
 def _pack_id(codec_id: str) -> bytes:
     if not CODEC_ID.fullmatch(codec_id):
         raise WireError(f"codec id {codec_id!r} is not 1 to 64 characters of [a-z0-9._-]", field="unit.codec_id")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from typing import Any
 
 import ml_dtypes
@@ -36,7 +37,9 @@ _TYPES: dict[pb.DataType.ValueType, np.dtype[Any]] = {
     pb.DATA_TYPE_INT16: np.dtype("<i2"),
     pb.DATA_TYPE_INT32: np.dtype("<i4"),
 }
-_BY_NAME: dict[str, pb.DataType.ValueType] = {dtype.name: value for value, dtype in _TYPES.items()}
+# numpy makes a dtype's name anew each time.
+_NAMES: dict[pb.DataType.ValueType, str] = {value: dtype.name for value, dtype in _TYPES.items()}
+_BY_NAME: dict[str, pb.DataType.ValueType] = {name: value for value, name in _NAMES.items()}
 DTYPE_NAMES = tuple(_BY_NAME)
 
 
@@ -45,6 +48,16 @@ def dtype_of(value: pb.DataType.ValueType, field: str = "dtype") -> np.dtype[Any
     if value not in _TYPES:
         raise WireError(f"unknown data type {value}", field=field)
     return _TYPES[value]
+
+
+def dtype_name(value: pb.DataType.ValueType, field: str = "dtype") -> str:
+    """The name of numpy's dtype of a DataType. Raises as `dtype_of`."""
+    return _NAMES.get(value) or dtype_of(value, field).name
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The dtype of that name. Raises WireError for dtypes that do not travel."""
+    return _TYPES[data_type(name)]
 
 
 def data_type(name: str, field: str = "dtype") -> pb.DataType.ValueType:
@@ -123,9 +136,14 @@ def joined(views: Sequence[memoryview]) -> bytes | memoryview:
 
 def array_from(buffer: Array, spec: pb.TensorSpec) -> Array:
     """The array that `spec` describes over `buffer` (uint8, exactly its size); a copy only when that is misaligned."""
-    array = buffer.view(dtype_of(spec.dtype))
+    return shaped(buffer, dtype_of(spec.dtype), tuple(spec.shape))
+
+
+def shaped(buffer: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """The array over `buffer` (uint8, exactly its size); a copy only when that is misaligned."""
+    array = buffer.view(dtype)
     # Inline bytes start anywhere in a message, and compiled code wants aligned elements.
-    return (array if array.flags.aligned else array.copy()).reshape(tuple(spec.shape))
+    return (array if array.flags.aligned else array.copy()).reshape(shape)
 
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -223,7 +241,7 @@ class Receiver:
 
 
 class PayloadReceiver(Receiver):
-    """Collects a payload as the bytes that it becomes: a buffer would be copied once more.
+    """Collects a payload as the bytes object that it becomes: out of an array they would have to be copied.
 
     Args:
         size: of the payload, bytes, checked against the limits by the caller.
@@ -231,17 +249,22 @@ class PayloadReceiver(Receiver):
 
     def __init__(self, size: int) -> None:
         super().__init__([size])
-        self._pieces: list[bytes | memoryview] = []
+        self._size = size
+        self._file: BytesIO | None = None
+        self._inline = b""
 
     @property
     def payload(self) -> bytes:
         """The payload, when it is complete."""
-        return b"".join(self._pieces)
+        return self._inline if self._file is None else self._file.getvalue()
 
     def _keep(self, data: bytes | memoryview) -> None:
-        self._pieces.append(data)
+        if self._file is None:
+            # BytesIO writes into this very object, and gives it away in the end.
+            self._file = BytesIO(bytes(self._size))
+        self._file.write(data)
 
     def fill(self, data: bytes | memoryview, field: str = "inline_data") -> None:
         """Takes all of it at once, as `Receiver.fill`."""
         super().fill(data, field)
-        self._pieces = [data]
+        self._inline = bytes(data)

@@ -33,7 +33,8 @@ from mpcompress_server.scheduler import Finished, Job, Scheduler
 # Above this, checksums and copies of one item would keep the event loop from all others.
 _OFF_LOOP_BYTES = 1 << 20
 
-_STAGE = pb.ItemProgress.Stage
+_ACCEPTED, _QUEUED = pb.ItemProgress.STAGE_ACCEPTED, pb.ItemProgress.STAGE_QUEUED
+_STARTED, _PROGRESS = pb.ItemProgress.STAGE_STARTED, pb.ItemProgress.STAGE_PROGRESS
 # A call that is cancelled may look like one whose client sends no more: the rest of an item never comes.
 _CAUSES: dict[type[Exception], Cause] = {
     ItemCancelledError: "item",
@@ -115,7 +116,7 @@ class ActiveItems:
             self._forget(item)
             item.release()
             self._counters.cancelled[self._closed, "reserving"] += 1
-        self.progress(item, _STAGE.STAGE_ACCEPTED)
+        self.progress(item, _ACCEPTED)
 
     # ------------------------------------------------------------------------------------------------- working
 
@@ -148,11 +149,11 @@ class ActiveItems:
             if not item.is_open():
                 return
             if item.want_progress:
-                item.job.on_position = partial(self.progress, item, _STAGE.STAGE_QUEUED)
-                item.job.on_parts = partial(self.progress, item, _STAGE.STAGE_PROGRESS, 0)
+                item.job.on_position = partial(self.progress, item, _QUEUED)
+                item.job.on_parts = partial(self.progress, item, _PROGRESS, 0)
             position = self._scheduler.submit(item.job)
             if position is not None:
-                self.progress(item, _STAGE.STAGE_QUEUED, position)
+                self.progress(item, _QUEUED, position)
             finished = await item.job.result
             for stage, seconds in codec_stages(item.plan.loaded, item.plan.compress, finished):
                 self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds, item.id)
@@ -182,7 +183,7 @@ class ActiveItems:
     def _started(self, item: Item) -> None:
         if item.job is not None:
             self._spent(item, "queue", item.job.queued_at)
-        self.progress(item, _STAGE.STAGE_STARTED)
+        self.progress(item, _STARTED)
 
     def _sent(self, item: Item, since: float) -> None:
         self._spent(item, "send", since)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from mpcompress_server.errors import DeadlineUnreachableError, ItemTimeoutError, NoRoomError
 from mpcompress_server.items import Item
-from mpcompress_server.reservation import ByteBudget, reserve_all
+from mpcompress_server.reservation import ByteBudget, reserve_all, reserve_at_once
 from mpcompress_server.scheduler import Scheduler, size_class
 from mpcompress_server.settings import ROOM_PER_ITEM, Limits
 
@@ -77,6 +77,11 @@ class Admission:
         self._check_deadline(item, min(item.deadline, call_deadline))
         copies = ROOM_PER_ITEM if item.plan.loaded.entry.isolation == "process" else 1
         need = copies * item.plan.nbytes + item.plan.extra_bytes + ITEM_OVERHEAD_BYTES
+        if not self._slots.locked():
+            item.reservation = reserve_at_once(self._budgets, need)
+            if item.reservation is not None:
+                await self._slots.acquire()  # without waiting: there is one
+                return
         until = self._clock() + self._limits.reservation_timeout_s
         slot = False
         try:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from mpcompress.codec import Array, TensorSpec
-from mpcompress_proto.tensors import data_type, dtype_of
 
 _ALIGNMENT = 64
 
@@ -86,4 +85,4 @@ def view(memory: Any, ref: Ref) -> Array:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    return dtype_of(data_type(name))
+    return dtype_named(name)

@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import Any
 
 from mpcompress.codec import Array, Coded, CodingParams, FeatureCodec, TensorSpec, Unit
-from mpcompress_proto.tensors import cast, data_type, dtype_of
+from mpcompress_proto.tensors import cast, dtype_named
 from mpcompress_server.dropping import Dropped, DroppedError
 
 
@@ -214,5 +214,5 @@ def _as_wanted(found: Mapping[str, Array], specs: tuple[TensorSpec, ...]) -> Out
         if array is None or array.shape != spec.shape:
             shape = None if array is None else array.shape
             return RuntimeError(f"output {spec.name} has shape {shape}, promised was {spec.shape}")
-        result[spec.name] = cast(array, dtype_of(data_type(spec.dtype)))
+        result[spec.name] = cast(array, dtype_named(spec.dtype))
     return result

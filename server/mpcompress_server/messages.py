@@ -14,7 +14,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from mpcompress.codec import Array, CodingParams, FeatureCodec, Report, TensorPort, TensorSpec, Unit
 from mpcompress_proto.errors import WireError
 from mpcompress_proto.pstate import get_pstate, to_dict
-from mpcompress_proto.tensors import FEATURES, MAX_CHUNK_BYTES, data_type, dtype_of
+from mpcompress_proto.tensors import FEATURES, MAX_CHUNK_BYTES, data_type, dtype_name, dtype_named
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server.codecs import LoadedCodec
 from mpcompress_server.remotes import RemoteServer
@@ -32,7 +32,7 @@ _MAX_GRID_SIDE = 65535
 def specs_of(messages: Sequence[pb.TensorSpec]) -> tuple[TensorSpec, ...]:
     """Library specs of checked messages."""
     return tuple(
-        TensorSpec(name=spec.name or FEATURES, dtype=dtype_of(spec.dtype).name, shape=tuple(spec.shape))
+        TensorSpec(name=spec.name or FEATURES, dtype=dtype_name(spec.dtype), shape=tuple(spec.shape))
         for spec in messages
     )
 
@@ -44,7 +44,7 @@ def spec_message(spec: TensorSpec) -> pb.TensorSpec:
 
 def nbytes(spec: TensorSpec) -> int:
     """Size of a tensor, bytes."""
-    return spec.elements * dtype_of(data_type(spec.dtype)).itemsize
+    return spec.elements * dtype_named(spec.dtype).itemsize
 
 
 def seconds(duration: Duration, field: str) -> float | None:
@@ -142,9 +142,7 @@ def unit_outline(header: pb.CodedUnitHeader, context: Sequence[TensorSpec]) -> U
     sizes = list(header.stream_bytes) or [header.payload_bytes]
     if len(sizes) > MAX_STREAMS:
         raise WireError(f"a payload has at most {MAX_STREAMS} streams", field="unit.stream_bytes")
-    stand_ins = {
-        spec.name: np.broadcast_to(np.zeros((), dtype_of(data_type(spec.dtype))), spec.shape) for spec in context
-    }
+    stand_ins = {spec.name: np.broadcast_to(np.zeros((), dtype_named(spec.dtype)), spec.shape) for spec in context}
     return unit_of(header, [bytes(size) for size in sizes], stand_ins)
 
 

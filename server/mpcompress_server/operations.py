@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from mpcompress.codec import Array, Coded, FeatureCodec, TensorPort, TensorSpec
 from mpcompress.errors import InvalidInputError
 from mpcompress_proto import mpc_file
 from mpcompress_proto.coded_unit import CodedUnit, check_header, check_payload, split_payload
 from mpcompress_proto.errors import WireError
 from mpcompress_proto.parcel import COMPRESS_REQUEST, COMPRESS_RESPONSE, DECOMPRESS_REQUEST, DECOMPRESS_RESPONSE, Wire
-from mpcompress_proto.tensors import array_from, check_specs, dtype_of, wire_view
+from mpcompress_proto.tensors import check_specs, dtype_name, dtype_named, shaped, wire_view
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import answers, remote_plans
 from mpcompress_server import messages as convert
@@ -208,19 +206,17 @@ def _check_names(specs: Sequence[TensorSpec], ports: Sequence[TensorPort], field
 
 
 def _arrays(buffers: Sequence[Array], specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    arrays = {}
-    for buffer, spec in zip(buffers, specs, strict=True):
-        array = array_from(buffer, convert.spec_message(spec))
-        # The second tensor of an inline item may start anywhere; compiled kernels want aligned memory.
-        arrays[spec.name] = np.require(array, requirements=["A"])
-    return arrays
+    return {
+        spec.name: shaped(buffer, dtype_named(spec.dtype), spec.shape)
+        for buffer, spec in zip(buffers, specs, strict=True)
+    }
 
 
 def _wanted(outputs: Sequence[TensorSpec], dtype: pb.DataType.ValueType) -> tuple[TensorSpec, ...]:
     """The outputs in the dtype that the client wants; integers never become anything else, nor floats integers."""
     if dtype == pb.DATA_TYPE_UNSPECIFIED:
         return tuple(outputs)
-    name = dtype_of(dtype, "output_dtype").name
+    name = dtype_name(dtype, "output_dtype")
     for spec in outputs:
         if spec.dtype != name and ("int" in spec.dtype or "int" in name):
             raise InvalidInputError(f"{spec.name} is {spec.dtype} and cannot be sent as {name}", field="output_dtype")
@@ -241,7 +237,6 @@ def _unit(codec: FeatureCodec, specs: Sequence[TensorSpec], coded: Coded, coding
         report=pb.CodingReport(),
     )
     assert unit.report is not None
-    # The file's size without making the file: copies of the payload cost more than all else here.
-    file_bytes = len(mpc_file.write(unit.header, b"")) + len(unit.payload)
-    unit.report.CopyFrom(convert.report_message(coded.report, 8 * file_bytes / unit.elements, coding_s))
+    bpfp = 8 * mpc_file.size(unit.header) / unit.elements
+    unit.report.CopyFrom(convert.report_message(coded.report, bpfp, coding_s))
     return unit

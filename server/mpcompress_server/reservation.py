@@ -37,8 +37,7 @@ class ByteBudget:
 
     async def take(self, nbytes: int) -> None:
         """As `reserve`, for one who gives back by `give_back`."""
-        if not self._waiting and self._fits(nbytes):
-            self._add(nbytes)
+        if self.take_at_once(nbytes):
             return
         place = (nbytes, asyncio.get_running_loop().create_future())
         self._waiting.append(place)
@@ -52,6 +51,13 @@ class ByteBudget:
                     self._waiting.remove(place)
                 self._grant()
             raise
+
+    def take_at_once(self, nbytes: int) -> bool:
+        """As `take`, when nobody has to wait; whether it was so."""
+        if self._waiting or not self._fits(nbytes):
+            return False
+        self._add(nbytes)
+        return True
 
     def give_back(self, nbytes: int, *, items: int = 0) -> None:
         """Returns bytes and places."""
@@ -97,6 +103,18 @@ class Reservation:
         shares, self._shares = self._shares, []
         for budget, held in shares:
             budget.give_back(held, items=1)
+
+
+def reserve_at_once(budgets: Sequence[ByteBudget], nbytes: int) -> Reservation | None:
+    """As `reserve_all`, when it need not wait; else None, and nothing is reserved."""
+    shares: list[tuple[ByteBudget, int]] = []
+    for budget in budgets:
+        share = min(nbytes, budget.limit)
+        if not budget.take_at_once(share):
+            Reservation(shares).release()
+            return None
+        shares.append((budget, share))
+    return Reservation(shares)
 
 
 async def reserve_all(budgets: Sequence[ByteBudget], nbytes: int) -> Reservation:

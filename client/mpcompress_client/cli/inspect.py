@@ -14,7 +14,7 @@ from mpcompress_client.cli.units import load_unit, raw_bytes
 from mpcompress_client.errors import MPCompressError
 from mpcompress_proto.coded_unit import CodedUnit
 from mpcompress_proto.pstate import get_pstate
-from mpcompress_proto.tensors import dtype_of
+from mpcompress_proto.tensors import dtype_name
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 _ARITHMETIC = {pb.ARITHMETIC_EXACT: "exact", pb.ARITHMETIC_FLOAT32: "float32"}
@@ -88,7 +88,7 @@ def _facts(file: Path) -> dict[str, Any]:
 
 def _named_tensors(unit: CodedUnit) -> list[dict[str, Any]]:
     specs = unit.header.tensors
-    return [{"name": spec.name, "dtype": dtype_of(spec.dtype).name, "shape": list(spec.shape)} for spec in specs]
+    return [{"name": spec.name, "dtype": dtype_name(spec.dtype), "shape": list(spec.shape)} for spec in specs]
 
 
 def _show(facts: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from mpcompress_client.errors import InvalidRequestError
 from mpcompress_client.infos import CodecInfo, QpRange, TensorPort
 from mpcompress_client.params import QP_STEPS
 from mpcompress_proto.pstate import to_dict
-from mpcompress_proto.tensors import FEATURES, dtype_of
+from mpcompress_proto.tensors import FEATURES, dtype_name
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def library_specs(messages: Sequence[pb.TensorSpec]) -> list[TensorSpec]:
     from mpcompress.codec import TensorSpec
 
     return [
-        TensorSpec(name=spec.name or FEATURES, dtype=dtype_of(spec.dtype).name, shape=tuple(spec.shape))
+        TensorSpec(name=spec.name or FEATURES, dtype=dtype_name(spec.dtype), shape=tuple(spec.shape))
         for spec in messages
     ]
 
