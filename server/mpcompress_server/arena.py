@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mpcompress.codec import Array, TensorSpec
+from mpcompress_proto.tensors import dtype_named
 
 _ALIGNMENT = 64
 
@@ -31,7 +32,7 @@ class Ref:
     @property
     def nbytes(self) -> int:
         """Size, bytes."""
-        return int(np.prod(self.shape)) * _dtype(self.dtype).itemsize
+        return int(np.prod(self.shape)) * dtype_named(self.dtype).itemsize
 
 
 class Layout:
@@ -80,9 +81,5 @@ class Arena:
 
 def view(memory: Any, ref: Ref) -> Array:
     """The array at a ref, without a copy."""
-    flat = np.frombuffer(memory, _dtype(ref.dtype), count=int(np.prod(ref.shape)), offset=ref.offset)
+    flat = np.frombuffer(memory, dtype_named(ref.dtype), count=int(np.prod(ref.shape)), offset=ref.offset)
     return flat.reshape(ref.shape)
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    return dtype_named(name)
