@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from prometheus_client import CollectorRegistry
-from service_overhead import measure, started, wait_for
+from service_costs import measure, started, wait_for
 
 from mpcompress_client import CompressionClient
 from mpcompress_server.counters import Counters

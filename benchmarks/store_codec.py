@@ -56,10 +56,41 @@ class StoreCodec(FeatureCodec):
         return [{"h_hat": np.frombuffer(u.strings[0], u.specs[0].dtype).reshape(u.specs[0].shape)} for u in batch]
 
 
+class HollowCodec(StoreCodec):
+    """Forgets its tensor: a unit holds nothing of it, and any unit decodes to the same ones."""
+
+    family = "hollow"
+    description = "Stores nothing; for benchmarks only."
+    fingerprint = fingerprint_of([("hollow", b"1")])
+
+    def __init__(self, codec_id: str) -> None:
+        super().__init__(codec_id)
+        self._made: dict[TensorSpec, Array] = {}
+
+    def compress(self, batch: Sequence[Mapping[str, Array]], params: CodingParams) -> list[Coded]:
+        """Eight bytes for anything."""
+        pstate = {"type_url": "type.example.com/hollow", "value": b""}
+        return [Coded(strings=[bytes(8)], pstate=pstate) for _ in batch]
+
+    def check_unit(self, unit: Unit) -> tuple[TensorSpec, ...]:
+        """Takes everything."""
+        (spec,) = unit.specs
+        return (TensorSpec(name="h_hat", dtype=spec.dtype, shape=spec.shape),)
+
+    def decompress(self, batch: Sequence[Unit]) -> list[dict[str, Array]]:
+        """The same array for all units of a kind."""
+        for unit in batch:
+            (spec,) = unit.specs
+            if spec not in self._made:
+                self._made[spec] = np.ones(spec.shape, spec.dtype)
+        return [{"h_hat": self._made[unit.specs[0]]} for unit in batch]
+
+
 def load(spec: registry.CodecSpec) -> StoreCodec:
     """For the registry."""
-    return StoreCodec(spec.id)
+    return HollowCodec(spec.id) if spec.family == "hollow" else StoreCodec(spec.id)
 
 
-if "store" not in registry.families():
-    registry.register_family("store", "store_codec:load")
+for _family in ("store", "hollow"):
+    if _family not in registry.families():
+        registry.register_family(_family, "store_codec:load")

@@ -11,9 +11,10 @@ from typing import Any
 
 # Numbers from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-# Above this a block is a mapping of its own, which is gone when it is freed: a tensor. Chunks, 1 MiB, and small items
-# come from the heap: a mapping for each takes a page fault for every 4 KiB.
-_MAPPED_BYTES = 4 << 20
+# Above this a block is a mapping of its own, which is gone when it is freed: a tensor. Chunks, 1 MiB, small items and
+# the weights that a convolution puts into another order for each call, up to some 10 MB, come from the heap: a mapping
+# for each takes a page fault for every 4 KiB.
+_MAPPED_BYTES = 16 << 20
 # What is kept free at the heap's top. With less, each chunk's pages are given back and fetched again, zeroed, for the
 # next: more than half of a streaming server's CPU time (`benchmarks/service_overhead.py --only streaming`).
 _KEPT_BYTES = 64 << 20

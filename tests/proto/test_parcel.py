@@ -1,0 +1,151 @@
+"""Parcels: what is written is what protobuf would read, what protobuf can read is read alike, and nothing is copied."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcompress_proto.parcel import (
+    COMPRESS_REQUEST,
+    COMPRESS_RESPONSE,
+    DECOMPRESS_REQUEST,
+    DECOMPRESS_RESPONSE,
+    Parcel,
+)
+from mpcompress_proto.tensors import wire_view
+from mpcompress_proto.v1 import compression_pb2 as pb
+
+BULK = bytes(range(256)) * 40
+SPECS = [pb.TensorSpec(name="h", dtype=1, shape=[257, 384])]
+HEADER = pb.CompressHeader(item_id=1 << 40, codec_id="store", tensors=SPECS, want_progress=True)
+UNIT = pb.CodedUnitHeader(codec_id="store", payload_bytes=len(BULK), fingerprint=b"12345678")
+
+# Every message with a bulk: how it travels, the message without it, and where protobuf has it.
+CASES: list[tuple[Any, Any, str]] = [
+    (COMPRESS_REQUEST, pb.CompressRequest(header=HEADER), "header.inline_data"),
+    (COMPRESS_REQUEST, pb.CompressRequest(chunk=pb.TensorChunk(item_id=3, offset=1 << 33)), "chunk.data"),
+    (COMPRESS_REQUEST, pb.CompressRequest(chunk=pb.TensorChunk()), "chunk.data"),
+    (DECOMPRESS_REQUEST, pb.DecompressRequest(header=pb.DecompressHeader(unit=UNIT)), "header.inline_data"),
+    (DECOMPRESS_REQUEST, pb.DecompressRequest(payload=pb.PayloadChunk(item_id=9)), "payload.data"),
+    (DECOMPRESS_REQUEST, pb.DecompressRequest(chunk=pb.TensorChunk(tensor_index=2)), "chunk.data"),
+    (
+        COMPRESS_RESPONSE,
+        pb.CompressResponse(item_id=5, result=pb.CompressedItem(unit=UNIT, report=pb.CodingReport(bpfp=0.5))),
+        "result.inline_payload",
+    ),
+    (COMPRESS_RESPONSE, pb.CompressResponse(item_id=5, chunk=pb.PayloadChunk(offset=7)), "chunk.data"),
+    (DECOMPRESS_RESPONSE, pb.DecompressResponse(result=pb.DecompressedItem(tensors=SPECS)), "result.inline_data"),
+    (DECOMPRESS_RESPONSE, pb.DecompressResponse(item_id=6, chunk=pb.TensorChunk(tensor_index=1)), "chunk.data"),
+]
+
+
+def with_bulk(message: Any, path: str, bulk: bytes) -> Any:
+    """The message as protobuf has it."""
+    whole = type(message)()
+    whole.CopyFrom(message)
+    member, field = path.split(".")
+    setattr(getattr(whole, member), field, bulk)
+    return whole
+
+
+@pytest.mark.parametrize(("wire", "message", "path"), CASES)
+@pytest.mark.parametrize("size", [1, 127, 128, len(BULK)])
+def test_what_is_written_is_what_protobuf_reads(wire, message, path, size):
+    written = wire.write(Parcel(message, memoryview(BULK)[:size]))
+    assert type(message).FromString(written) == with_bulk(message, path, BULK[:size])
+    again = wire.read(written)
+    assert bytes(again.bulk) == BULK[:size]
+
+
+@pytest.mark.parametrize(("wire", "message", "path"), CASES)
+@pytest.mark.parametrize("size", [0, 3, len(BULK)])
+def test_what_protobuf_writes_is_read(wire, message, path, size):
+    whole = with_bulk(message, path, BULK[:size])
+    got = wire.read(whole.SerializeToString())
+    assert bytes(got.bulk) == BULK[:size]
+    assert with_bulk(got.message, path, b"") == message
+
+
+@pytest.mark.parametrize(("wire", "message", "path"), CASES)
+def test_a_large_bulk_is_a_view_of_what_came(wire, message, path):
+    written = wire.write(Parcel(message, BULK))
+    got = wire.read(written)
+    assert got.message == message
+    assert isinstance(got.bulk, memoryview)
+    assert np.shares_memory(np.frombuffer(got.bulk, np.uint8), np.frombuffer(written, np.uint8))
+
+
+def test_messages_without_a_bulk():
+    cancel = pb.CompressRequest(cancel=pb.CancelItem(item_id=4))
+    for written in (COMPRESS_REQUEST.write(cancel), COMPRESS_REQUEST.write(Parcel(cancel))):
+        assert COMPRESS_REQUEST.read(written) == Parcel(cancel)
+    # As long as one with a bulk, and none.
+    error = pb.CompressResponse(item_id=1)
+    error.error.message = "x" * 20_000
+    assert COMPRESS_RESPONSE.read(COMPRESS_RESPONSE.write(error)) == Parcel(error)
+    assert COMPRESS_RESPONSE.read(b"") == Parcel(pb.CompressResponse())
+
+
+def test_the_bytes_of_an_array_need_no_copy_first():
+    array = np.arange(4096, dtype=np.float32).reshape(64, 64)
+    written = COMPRESS_REQUEST.write(Parcel(pb.CompressRequest(header=HEADER), wire_view(array)))
+    assert pb.CompressRequest.FromString(written).header.inline_data == array.tobytes()
+
+
+@pytest.mark.parametrize("twice", ["field", "member", "members", "unknown", "unknown inside"])
+def test_what_protobuf_allows_and_nobody_writes_means_the_same(twice):
+    first = pb.CompressRequest(chunk=pb.TensorChunk(item_id=1, data=b"a" * 9000)).SerializeToString()
+    chunk = pb.TensorChunk(item_id=2, offset=5, data=b"b" * 9000).SerializeToString()
+    # Field 900, a varint; field 901, bytes.
+    unknown = b"\xa0\x38\x07" + b"\xaa\x38\x03abc"
+    inner = {
+        "field": chunk + pb.TensorChunk(data=b"c").SerializeToString(),
+        "unknown inside": unknown + chunk + unknown,
+    }.get(twice, chunk)
+    size = len(inner)
+    wire = b"\x12" + bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14]) + inner
+    if twice == "member":
+        wire = first + wire
+    elif twice == "members":
+        wire = pb.CompressRequest(cancel=pb.CancelItem(item_id=8)).SerializeToString() + wire
+    elif twice == "unknown":
+        wire = unknown + wire
+    _same(COMPRESS_REQUEST, wire)
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=st.sampled_from(CASES), data=st.data())
+def test_damaged_bytes_are_read_as_protobuf_reads_them(case, data):
+    wire, message, _ = case
+    written = bytearray(wire.write(Parcel(message, BULK)))
+    # The structure is in the first bytes and, behind the bulk, in the last.
+    places = st.one_of(st.integers(0, min(90, len(written) - 1)), st.integers(len(written) - 4, len(written) - 1))
+    for place in data.draw(st.lists(places, min_size=1, max_size=3)):
+        written[place] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del written[data.draw(st.integers(1, len(written))) :]
+    _same(wire, bytes(written))
+
+
+def _same(wire: Any, written: bytes) -> None:
+    """Both readers refuse it, or find the same message and bulk."""
+    kind = type(wire.read(b"").message)
+    try:
+        expected = kind.FromString(written)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            wire.read(written)
+        return
+    message, bulk = wire.read(written)
+    name = message.WhichOneof(kind.DESCRIPTOR.oneofs[0].name)
+    assert name == expected.WhichOneof(kind.DESCRIPTOR.oneofs[0].name)
+    if name is not None:
+        for field in getattr(message, name).DESCRIPTOR.fields:
+            if field.name in ("data", "inline_data", "inline_payload"):
+                assert bytes(bulk) == getattr(getattr(expected, name), field.name)
+                setattr(getattr(message, name), field.name, b"")
+                setattr(getattr(expected, name), field.name, b"")
+    assert message == expected
