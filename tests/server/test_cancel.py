@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from mpc_load_codecs import BATCHES
@@ -14,6 +15,7 @@ from mpcompress.codec import CodingParams
 from mpcompress.registry import CodecSpec
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
+from mpcompress_server import operations
 from mpcompress_server.calls import CompressCall, begin_call
 from mpcompress_server.dropping import DroppedError
 
@@ -83,6 +85,36 @@ async def test_every_cause_at_every_stage(start_server, connect, gates, cause, s
     if stage == "running":
         assert server.counters.dropped == {"store": 1}
     assert (await compress_one(connect(server), features(6))).payload == features(6).tobytes()
+
+
+@pytest.mark.parametrize(("stage", "held"), [("checking", "shaped"), ("answering", "mpc_file")])
+async def test_large_items_can_be_given_up_off_the_event_loop_too(start_server, connect, monkeypatch, stage, held):
+    """What is done to their bytes before and after the codec is done in a thread, which is held here."""
+    gate, original = Gate(), getattr(operations, held)
+
+    class Held:
+        def __call__(self, *arguments):
+            gate.pass_through()
+            return original(*arguments)
+
+        def size(self, *arguments):
+            gate.pass_through()
+            return original.size(*arguments)
+
+    server = await start_server([{"id": "store", "family": "test_bytes"}])
+    monkeypatch.setattr(operations, held, Held())
+    call = pb_grpc.CompressionServiceStub(connect(server)).Compress()
+    for message in compress_messages(1, features(300_000)):
+        await call.write(message)
+    await _arrived(gate)
+    await call.write(_cancel(1))
+    assert details((await call.read()).error)["reason"] == "ITEM_CANCELLED"
+    assert server.counters.cancelled == {("item", stage): 1}
+    assert server.servicer.budget.items == 1  # its memory is still in use
+    gate.open.set()
+    await _settled(server)
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
 
 
 async def test_a_batch_drops_the_second_stage_of_its_cancelled_members_only(start_server, connect, gates):
