@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--triton", metavar="PYTHON", help="a Python with nvidia-pytriton, to be compared with")
     parser.add_argument("--only", choices=("items", "latency", "streaming", "triton"), help="one table")
     args = parser.parse_args()
-    count, rounds, seconds = (50, 3, 2.0) if args.quick else (200, 7, 10.0)
+    count, rounds, seconds = (50, 5, 3.0) if args.quick else (200, 9, 10.0)
 
     def wanted(table: str) -> bool:
         return args.only in (None, table)
@@ -139,7 +139,7 @@ def main() -> None:
                 codec.warm_up()
                 per_item(client, server, codec, items, rounds)
                 for spec in NEURAL.values() if neural else ():
-                    few = [h[:, : spec.options["h_dim"]].astype(np.float32) for h in items[: count // 10]]
+                    few = [h[:, : spec.options["h_dim"]].astype(np.float32) for h in items[: count // 5]]
                     per_item(client, server, registry.load(spec), few, rounds)
             if wanted("latency"):
                 latencies(client, items, KLT, seconds)
