@@ -1,7 +1,7 @@
 """What the service costs beside its codecs: CPU per item, latencies, bytes per second.
 
     python benchmarks/service_overhead.py                     # some minutes; --quick for fewer items
-    python benchmarks/service_overhead.py --triton PYTHON     # a Python with nvidia-pytriton, numba and platformdirs
+    python benchmarks/service_overhead.py --triton PYTHON     # a system Python 3.11 with nvidia-pytriton and [edge]
 
 Starts a server of its own, and compares within the run, in turns, medians: items over RPC with the same loop in this
 process, large items with a bare gRPC byte stream, both with Triton. CPU time is that of client and server. Numerical
@@ -146,7 +146,7 @@ def main() -> None:
             if wanted("streaming"):
                 streaming(client, server, rounds)
             if args.triton and wanted("triton"):
-                against_triton(client, server, KLT, args.triton, rounds)
+                against_triton(client, server, (KLT, items[0]), args.triton, rounds)
 
 
 if __name__ == "__main__":

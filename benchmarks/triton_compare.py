@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+import tempfile
+from pathlib import Path
 
 import numpy as np
 from service_costs import HERE, Cost, measure, started
@@ -13,21 +15,26 @@ from mpcompress_client.cli.load import process_cpu_s
 
 
 def against_triton(
-    client: CompressionClient, server: subprocess.Popen[str], klt: str, python: str, rounds: int
+    client: CompressionClient,
+    server: subprocess.Popen[str],
+    klt: tuple[str, np.ndarray],
+    python: str,
+    rounds: int,
 ) -> None:
     """The same codecs as Python models in Triton, called one by one from one client, in turns with the service."""
     port, script = 18301, str(HERE / "triton_model.py")
+    large = np.random.default_rng(0).standard_normal((16384, 1024)).astype(np.float32)
     print("\n| item, one client | Triton ms | service ms | Triton CPU ms | service CPU ms | speed | CPU |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    with started([script, "serve", str(port)], python) as triton:
+    with started([script, "serve", str(port)], python) as triton, tempfile.TemporaryDirectory() as folder:
         if triton.stdout is None or not any("ready" in line for line in triton.stdout):
             raise SystemExit("Triton did not start")
-        for model, codec, shape, dtype, count, stream in (
-            ("store", "store", (16384, 1024), "float32", 2, False),
-            ("klt", klt, (257, 384), "float16", 50, False),
-            ("klt", klt, (257, 384), "float16", 50, True),
+        for model, codec, h, count, stream in (
+            ("store", "store", large, 2, False),
+            ("klt", klt[0], klt[1], 50, False),
+            ("klt", klt[0], klt[1], 50, True),
         ):
-            h = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+            np.save(file := Path(folder) / "item.npy", h)
 
             def service(h: np.ndarray = h, codec: str = codec, count: int = count, stream: bool = stream) -> None:
                 if stream:
@@ -37,7 +44,7 @@ def against_triton(
                     for _ in range(count):
                         client.compress(h, codec=codec)
 
-            with started([script, "call", str(port), model, *map(str, shape), dtype], python) as caller:
+            with started([script, "call", str(port), model, str(file)], python) as caller:
                 assert caller.stdin is not None
                 assert caller.stdout is not None
                 costs = []

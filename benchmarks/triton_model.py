@@ -3,7 +3,7 @@
 Run by a Python that has nvidia-pytriton, with this project on its path.
 
     python triton_model.py serve PORT                  # prints "ready", serves until its input ends
-    python triton_model.py call PORT MODEL L C DTYPE   # per line N of its input: N calls; prints wall and CPU seconds
+    python triton_model.py call PORT MODEL FILE        # per line N of its input: N calls; prints wall and CPU seconds
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ def serve(port: int) -> None:
         sys.stdin.read()
 
 
-def call(port: int, model: str, rows: int, columns: int, dtype: str) -> None:
-    """Calls a model with noise."""
+def call(port: int, model: str, file: str) -> None:
+    """Calls a model with the array of a file."""
     from tritonclient import grpc as triton
 
     client = triton.InferenceServerClient(f"127.0.0.1:{port}")
-    h = np.random.default_rng(0).standard_normal((rows, columns)).astype(dtype)
+    h = np.load(file)
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
-            tensor = triton.InferInput("h", list(h.shape), "FP16" if dtype == "float16" else "FP32")
+            tensor = triton.InferInput("h", list(h.shape), "FP16" if h.dtype == np.float16 else "FP32")
             tensor.set_data_from_numpy(h)
             unit = client.infer(model, [tensor]).as_numpy("unit")
             if unit is None or not unit.size:
@@ -76,4 +76,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(int(sys.argv[2]))
     else:
-        call(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6])
+        call(int(sys.argv[2]), sys.argv[3], sys.argv[4])
