@@ -25,6 +25,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 from service_costs import HERE, measure, started, wait_for
 from service_streaming import streaming
+from store_codec import HollowCodec
 from triton_compare import against_triton
 
 from mpcompress import registry
@@ -137,6 +138,7 @@ def main() -> None:
                 print("|---|---|---|---|---|---|---|")
                 codec = registry.load(registry.preset(KLT))
                 codec.warm_up()
+                per_item(client, server, HollowCodec("hollow"), items, rounds)
                 per_item(client, server, codec, items, rounds)
                 for spec in NEURAL.values() if neural else ():
                     few = [h[:, : spec.options["h_dim"]].astype(np.float32) for h in items[: count // 5]]
