@@ -143,7 +143,7 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
             return None
         payload = self._receiver.payload
         report = self._answer.report if self._answer.HasField("report") else None
-        return CodedUnit(header=self._answer.unit, payload=payload, report=report)
+        return CodedUnit.of_checked_header(self._answer.unit, payload, report)
 
 
 class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded]):

@@ -70,6 +70,18 @@ class CodedUnit:
         set_pstate(header, kind, pstate)
         check_header(header)
         # Not by the constructor: it would make the checksum of these very bytes again.
+        return cls._checked(header, payload, report)
+
+    @classmethod
+    def of_checked_header(
+        cls, header: pb.CodedUnitHeader, payload: bytes, report: pb.CodingReport | None = None
+    ) -> CodedUnit:
+        """A unit whose header `check_header` has seen, when its payload has come. Raises CorruptUnitError."""
+        check_payload(header, payload)
+        return cls._checked(header, payload, report)
+
+    @classmethod
+    def _checked(cls, header: pb.CodedUnitHeader, payload: bytes, report: pb.CodingReport | None) -> CodedUnit:
         unit = object.__new__(cls)
         for name, value in (("header", header), ("payload", payload), ("report", report)):
             object.__setattr__(unit, name, value)
