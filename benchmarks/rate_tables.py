@@ -157,7 +157,8 @@ def against_vtm(points: list[Point], vtm: list[Point]) -> Iterator[str]:
             ours = vtm_curves(vtm, TILES, tap) if series is None else tensor_curves(points, series, tap)
             found = share(ours, vtm_curves(vtm, ROWS, tap), at)
             cells.append(f"{100 * found.of_total:.0f} % (n {found.n})" if found else "")
-        yield f"| {label} | " + " | ".join(cells) + " |"
+        if any(cells):
+            yield f"| {label} | " + " | ".join(cells) + " |"
 
 
 def rates(points: list[Point], tap: str) -> Iterator[str]:
