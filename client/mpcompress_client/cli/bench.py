@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +174,10 @@ def _row(load: Load, samples: Samples, nbytes: int) -> dict[str, Any]:
     return row
 
 
-def _cells(row: dict[str, Any]) -> Iterable[str]:
-    return ("" if row[key] is None else format(row[key], form) for key, _, form in _COLUMNS)
+def _cell(value: Any, form: str) -> str:
+    if value is None:
+        return ""
+    return format(value, ".0f" if form == ".1f" and value >= 1000 else form)
 
 
 def _table(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -184,10 +186,11 @@ def _table(facts: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
     title = f"{facts['operation']} with {facts['codec']}, {facts['item_bytes']} bytes of {facts['features']} per item"
     table = Table(box=None, pad_edge=False, padding=(0, 1), title=f"{title}; times in ms", title_justify="left")
-    for _, heading, _ in _COLUMNS:
+    columns = [column for column in _COLUMNS if any(row[column[0]] is not None for row in rows)]
+    for _, heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*(_cell(row[key], form) for key, _, form in columns))
     Console().print(table)
     for row in rows:
         for name, count in row["errors_by_name"].items():
