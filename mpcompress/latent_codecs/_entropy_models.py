@@ -40,19 +40,22 @@ class _TableCache:
     """The coder's tables made from a model's buffers, valid while these very tensors are unchanged."""
 
     def __init__(self, buffers: tuple[Tensor, ...]) -> None:
-        cdfs, lengths, offsets, *scales = (buffer.detach().cpu().numpy() for buffer in buffers)
+        cdfs, lengths, offsets, *scaling = (buffer.detach().cpu().numpy() for buffer in buffers)
         if 0 in (cdfs.size, lengths.size, offsets.size):
             raise CodecUnavailableError("the entropy model has no tables: call update() or load trained weights first")
         self._buffers = buffers
         self._versions = _versions(buffers)
         self.tables = _shared(cdfs, lengths, offsets)
         self.edges: dict[Any, Floats] = {}
-        """The scale table but for its last entry, per float type."""
-        for table in scales:
+        """Of a Gaussian, per float type: the scale table but for its last entry; entries below the least scale are NaN,
+        which `scale_rows` counts for every scale."""
+        if scaling:
+            table, bound = scaling
             if table.size > self.tables.count:
                 message = f"{self.tables.count} tables for {table.size} scales"
                 raise CodecFileError(message, field="scale_table")
-            self.edges = {dtype: table[:-1].astype(dtype) for dtype in (np.float32, np.float64)}
+            edges = np.where(table[:-1] < bound, np.nan, table[:-1])
+            self.edges = {dtype: edges.astype(dtype) for dtype in (np.float32, np.float64)}
 
     def fits(self, buffers: tuple[Tensor, ...]) -> bool:
         same = all(mine is theirs for mine, theirs in zip(self._buffers, buffers, strict=True))
@@ -79,9 +82,11 @@ def _versions(buffers: tuple[Tensor, ...]) -> tuple[int, ...]:
 
 
 def _cached(model: EntropyModel) -> _TableCache:
-    buffers: tuple[Tensor, ...] = (model._quantized_cdf, model._cdf_length, model._offset)
+    mine: dict[str, Any] = model._buffers  # not by attribute: modules search for it, at every step
+    buffers: tuple[Tensor, ...] = (mine["_quantized_cdf"], mine["_cdf_length"], mine["_offset"])
     if isinstance(model, GaussianConditional):
-        buffers += (model.scale_table,)
+        bound: Any = model._modules["lower_bound_scale"]
+        buffers += (mine["scale_table"], bound._buffers["bound"])
     cache: _TableCache | None = model.__dict__.get("_table_cache")
     if cache is None or not cache.fits(buffers):
         # A plain attribute, set past nn.Module: two threads that meet here build equal tables.
@@ -91,7 +96,10 @@ def _cached(model: EntropyModel) -> _TableCache:
 
 def _floats(x: Tensor, dtype: Any) -> Floats:
     """A tensor as a flat array of a type that the kernels take."""
-    flat: Floats = x.detach().to("cpu", _TORCH[dtype]).contiguous().view(-1).numpy()
+    kind = _TORCH[dtype]
+    if not (x.is_cpu and x.dtype is kind and x.is_contiguous()) or x.requires_grad:
+        x = x.detach().to("cpu", kind).contiguous()
+    flat: Floats = x.numpy().reshape(-1)
     return flat
 
 
@@ -239,13 +247,8 @@ class StreamGaussianConditional(_NoCacheInPickles, GaussianConditional):
         """`build_indexes` as an array (B, n)."""
         dtype = _type_of(scales)
         rows = np.empty(scales.numel(), np.int32)
-        scale_rows(np.maximum(_floats(scales, dtype), dtype(self._bound)), cache.edges[dtype], rows)
+        scale_rows(_floats(scales, dtype), cache.edges[dtype], rows)
         return rows.reshape(scales.shape[0], -1)
-
-    @property
-    def _bound(self) -> float:
-        """Least scale."""
-        return float(self.lower_bound_scale.bound)
 
     @staticmethod
     def _checked(indexes: Tensor, shape: Sequence[int]) -> Indexes:

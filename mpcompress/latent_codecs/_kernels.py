@@ -58,7 +58,7 @@ def dequantise(symbols: Array, means: Array, hats: Array) -> None:
     types.void(_F64, _F64, types.int32[::1]),
 )
 def scale_rows(scales: Array, edges: Array, rows: Array) -> None:
-    """Number of edges below each scale, (n,); NaN is above all.
+    """Number of edges below each scale, (n,). A scale of NaN is above all, an edge of NaN below all.
 
     Written so that it compiles to vector instructions: comparing with all of 63 edges takes a quarter of a search.
     """
