@@ -25,6 +25,8 @@ _BULK_FIELDS = frozenset({"data", "inline_data", "inline_payload"})
 _LEAST_BYTES = 8192
 _BYTES = 2  # the wire type of what has a length
 _MAX_VARINT_BITS = 63
+# Fields before a bulk: a dozen at most in ours. A walk through the millions that a message may have would take seconds.
+_MOST_FIELDS = 64
 
 
 class Parcel(NamedTuple, Generic[MessageT]):
@@ -142,7 +144,9 @@ def _read_varint(wire: bytes, at: int) -> tuple[int, int]:
 
 def _find(wire: bytes, at: int, end: int, wanted: Callable[[int], bool]) -> tuple[int, int, int]:
     """Where the first field of a wanted tag is, its tag, and where it goes on. Raises IndexError and ValueError."""
-    while at < end:
+    for _ in range(_MOST_FIELDS):
+        if at >= end:
+            break
         tag, after = _read_varint(wire, at)
         if wanted(tag):
             return at, tag, after
@@ -158,7 +162,7 @@ def _find(wire: bytes, at: int, end: int, wanted: Callable[[int], bool]) -> tupl
             at = after + 4
         else:
             raise ValueError("a field of no known kind")
-    raise ValueError("no such field")
+    raise ValueError("no such field, or not soon")
 
 
 COMPRESS_REQUEST = Wire(pb.CompressRequest)

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpcompress_proto import parcel
 from mpcompress_proto.parcel import (
     COMPRESS_REQUEST,
     COMPRESS_RESPONSE,
@@ -114,6 +115,21 @@ def test_what_protobuf_allows_and_nobody_writes_means_the_same(twice):
     elif twice == "unknown":
         wire = unknown + wire
     _same(COMPRESS_REQUEST, wire)
+
+
+def test_a_message_of_many_fields_is_left_to_protobuf(monkeypatch):
+    """A walk through all of them in Python would hold a server for seconds."""
+    walked = []
+    read = parcel._read_varint
+    monkeypatch.setattr(parcel, "_read_varint", lambda wire, at: walked.append(at) or read(wire, at))
+    unknown = b"\xa0\x38\x07" * 100_000
+    chunk = pb.TensorChunk(item_id=2, data=BULK).SerializeToString()
+    before = unknown + pb.CompressRequest(chunk=pb.TensorChunk(item_id=2, data=BULK)).SerializeToString()
+    size = len(unknown) + len(chunk)
+    inside = b"\x12" + bytes([size & 0x7F | 0x80, size >> 7 & 0x7F | 0x80, size >> 14]) + unknown + chunk
+    for wire in (before, inside):
+        _same(COMPRESS_REQUEST, wire)
+    assert len(walked) < 1000
 
 
 @settings(max_examples=300, deadline=None)
