@@ -20,6 +20,8 @@ PROJECT = "mpcompress-stack-test"
 SERVICES = ("server", "vtm-worker", "envoy", "prometheus", "grafana")
 _PORTS = ("MPCOMPRESS_PORT", "MPCOMPRESS_VTM_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 _PAUSE_S = 0.5
+# On a busy machine podman 4.3 now and then does not notice that a command it executed has ended.
+_EXEC_S, _EXEC_TRIES = 30, 3
 _SCRAPE = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464/metrics').read().decode())"
 
 
@@ -90,16 +92,22 @@ class Stack:
         return self.succeeds("exec", container, *test[1:])
 
     def succeeds(self, *arguments: str) -> bool:
-        """Whether docker, or what stands for it, ends with 0."""
+        """Whether docker, or what stands for it, ends with 0, and soon."""
         try:
-            self.containers(*arguments)
-        except subprocess.CalledProcessError:
+            self.containers(*arguments, timeout_s=_EXEC_S)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             return False
         return True
 
     def metric(self, container: str, name: str) -> float:
         """What a server itself says now, without labels; Prometheus asks every few seconds only."""
-        text = self.containers("exec", container, "python", "-c", _SCRAPE)
+        for attempt in range(_EXEC_TRIES):
+            try:
+                text = self.containers("exec", container, "python", "-c", _SCRAPE, timeout_s=_EXEC_S)
+                break
+            except subprocess.TimeoutExpired:
+                if attempt == _EXEC_TRIES - 1:
+                    raise
         return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
     def query(self, expression: str) -> list[dict[str, Any]]:
