@@ -105,7 +105,10 @@ def _bare(tools: VtmTools, pictures: list[tuple[Path, int, int]], speed: str, qp
         argv += ["-q", str(qp), "-wdt", str(width), "-hgt", str(height), "-f", "1", "-fr", "1"]
         argv += ["--ConformanceWindowMode=1", "--InputChromaFormat=400", *SPEED_OPTIONS[speed]]
         argv += [f"--{which}BitDepth={_DEPTH}" for which in ("Internal", "Input", "Output")]
-        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # A session of its own, as the worker's have: Linux shares a busy machine out by sessions.
+        subprocess.run(
+            argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
 
     with ThreadPoolExecutor(slots) as pool:
         list(pool.map(encode, pictures))
