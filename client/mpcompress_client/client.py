@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, Literal, overload
 
 from mpcompress_client import pipeline
@@ -282,6 +283,14 @@ class CompressionClient(Connection):
             self._check_open()
             return self._lines.call(method, requests, timeout_s=call_limit_s)
 
+        def open_only(requests: Iterator[Parcel[RequestT]], call_limit_s: float | None) -> Any:
+            self._check_open()
+            first = list(islice(requests, 2))
+            # Interceptors of the user's own channel know the method as the stream that it is.
+            if len(first) == 1 and self._lines.own:
+                return self._lines.call(f"{method}One", first[0], timeout_s=call_limit_s)
+            return self._lines.call(method, chain(first, requests), timeout_s=call_limit_s)
+
         def start(ordered: bool, only: bool) -> Generator[tuple[int, ResultT | MPCompressError], None, None]:
             # The end of the one item's source is looked for before its result is taken, however large it is.
             ahead_bytes = sys.maxsize if only else look_ahead_bytes
@@ -289,7 +298,7 @@ class CompressionClient(Connection):
             def make() -> pipeline.Pipeline[InputT, RequestT, ResponseT, ResultT]:
                 self._check_open()
                 return pipeline.Pipeline(
-                    open_call=open_call,
+                    open_call=open_only if only else open_call,
                     prepare=prepare,
                     source=Source(inputs),
                     ledger=self._ledger(look_ahead, ahead_bytes, ordered, progress),

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from mpcompress_client import infos
 from mpcompress_client.calls import CodecFile
@@ -13,6 +14,9 @@ from mpcompress_client.connection_base import ConnectionArguments, ConnectionBas
 from mpcompress_client.lines import Lines
 from mpcompress_client.status import error_of_rpc
 from mpcompress_proto.v1 import compression_pb2 as pb
+
+# A call with one request is made and read by the thread that wants it, without any other.
+_ONE_THREAD = (ChannelOptions.SingleThreadedUnaryStream, 1)
 
 
 class Connection(ConnectionBase):
@@ -78,10 +82,10 @@ class Connection(ConnectionBase):
         return file.checked()
 
     def _open_channel(self) -> grpc.Channel:
-        credentials = self._endpoint.credentials
+        credentials, options = self._endpoint.credentials, (_ONE_THREAD, *self._endpoint.options)
         if credentials is not None:
-            return grpc.secure_channel(self.target, credentials, self._endpoint.options)
-        return grpc.insecure_channel(self.target, self._endpoint.options)
+            return grpc.secure_channel(self.target, credentials, options)
+        return grpc.insecure_channel(self.target, options)
 
     def _list(self, timeout_s: float | None) -> pb.ListCodecsResponse:
         self._check_open()

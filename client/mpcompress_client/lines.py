@@ -43,7 +43,7 @@ class Lines:
         close_channel: Callable[[Any], object],
     ) -> None:
         self._endpoint = endpoint
-        self._own = channel is None
+        self.own = channel is None
         self._open_channel = open_channel
         self._close_channel = close_channel
         self._current = None if channel is None else _line(channel)
@@ -73,13 +73,13 @@ class Lines:
     def drain(self) -> list[Any]:
         """The open channels of our own, for closing the client."""
         with self._lock:
-            lines = [*self._retired, *([self._current] if self._current is not None and self._own else [])]
+            lines = [*self._retired, *([self._current] if self._current is not None and self.own else [])]
             self._retired = []
             return [line.channel for line in lines]
 
     def _take(self) -> Line:
         with self._lock:
-            if self._current is not None and self._own and self._endpoint.renew():
+            if self._current is not None and self.own and self._endpoint.renew():
                 self._retired.append(self._current)
                 self._current = None
             if self._current is None:
