@@ -94,7 +94,7 @@ def test_unknown_codecs(client, final, codec):
 BAD_PARAMETERS = {
     "unknown": ({"nonsense": 1}, "params.nonsense"),
     "of another family": ({"speed": "fast"}, "params.picture"),
-    "of the family, not of this codec": ({"effort": 1}, "params.klt.effort"),
+    "effort beyond the highest": ({"effort": 3}, "params.effort"),
     "qp above": ({"qp": 48.125}, "params.qp_eighths"),
     "qp below": ({"qp": -0.125}, "params.qp_eighths"),
     "qp far above": ({"qp": 900}, "params.qp_eighths"),
@@ -105,7 +105,7 @@ BAD_PARAMETERS = {
     "prefix does not fit": ({"prefix_tokens": 2}, "params.token_res"),
     "prefix too long": ({"prefix_tokens": 257}, "params.prefix_tokens"),
     "prefix far too long": ({"prefix_tokens": 2000}, "params.prefix_tokens"),
-    "target": ({"target_nmse": 0.1}, "params.target_nmse"),
+    "target": ({"target_nmse": -0.1}, "params.target_nmse"),
     "prefix qp": ({"prefix_qp_offset_eighths": 10_000}, "params.prefix_qp_offset_eighths"),
 }
 
@@ -185,7 +185,7 @@ def test_payloads_whose_checksum_was_forged(client, unit):
         ({"fingerprint": b"another!"}, CodecMismatchError),
         ({"codec_id": BLOCK6, "fingerprint": b"another!"}, CodecMismatchError),
         ({"codec_id": "nobody", "fingerprint": b"another!"}, UnknownCodecError),
-        ({"bitstream_version": 2}, CodecMismatchError),
+        ({"bitstream_version": 3}, CodecMismatchError),
         ({"ctx_hash": b"context!"}, CorruptUnitError),
     ],
 )
