@@ -106,9 +106,7 @@ def _bare(tools: VtmTools, pictures: list[tuple[Path, int, int]], speed: str, qp
         argv += ["--ConformanceWindowMode=1", "--InputChromaFormat=400", *SPEED_OPTIONS[speed]]
         argv += [f"--{which}BitDepth={_DEPTH}" for which in ("Internal", "Input", "Output")]
         # A session of its own, as the worker's have: Linux shares a busy machine out by sessions.
-        subprocess.run(
-            argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
     with ThreadPoolExecutor(slots) as pool:
         list(pool.map(encode, pictures))
