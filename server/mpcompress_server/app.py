@@ -93,8 +93,8 @@ class Server:
         try:
             if self.metrics is not None:
                 self.metrics.serve(self.settings.metrics.listen)
-            _log.info("loading codecs; the first time here their kernels are compiled")
             codecs = await asyncio.to_thread(load_codecs, self.settings)
+            _log.info("warming up codecs; the first time here their kernels are compiled")
             for loaded in codecs:
                 await self.fleet.start_codec(loaded, self.settings)
         except BaseException:

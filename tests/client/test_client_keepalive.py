@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from conftest import FINAL
@@ -15,8 +16,8 @@ from mpcompress_client.calls import DEFAULT_TIMEOUT_S
 from mpcompress_client.endpoint import resolve
 from mpcompress_client.retry import RetryPolicy
 
-# As the clients do by themselves, but sooner.
-SOON = (("grpc.keepalive_time_ms", 500), ("grpc.keepalive_timeout_ms", 500), ("grpc.http2.ping_timeout_ms", 500))
+# As the clients do by themselves, but sooner; a server that is short of CPU time still answers.
+SOON = (("grpc.keepalive_time_ms", 500), ("grpc.keepalive_timeout_ms", 2500), ("grpc.http2.ping_timeout_ms", 2500))
 
 
 @pytest.fixture
@@ -50,7 +51,13 @@ def test_without_retries_it_is_a_lost_connection_and_no_timeout(network, final):
         network.silence()
         with pytest.raises(ServerUnavailableError):
             connected.compress(final[1], codec=FINAL)
-        assert connected.compress(final[1], codec=FINAL).nbytes
+        # A call that starts while the connection is still being closed is lost with it.
+        for _ in range(5):
+            with suppress(ServerUnavailableError):
+                assert connected.compress(final[1], codec=FINAL).nbytes
+                break
+        else:
+            pytest.fail("the client never came back")
 
 
 def test_after_a_long_wait_too(scripted, final):
