@@ -29,6 +29,7 @@ from google.protobuf.message import DecodeError
 from mpcompress_proto.errors import CorruptUnitError, WireError
 from mpcompress_proto.tensors import FEATURES, MAX_RANK, MAX_SIDE, MAX_TENSORS
 from mpcompress_proto.v1 import compression_pb2 as pb
+from mpcompress_proto.varint import varint
 
 FORMAT_VERSION = 1
 FINGERPRINT_BYTES = 8
@@ -69,7 +70,7 @@ def _fields(header: pb.CodedUnitHeader) -> tuple[bytes, ...]:
         _FIXED.pack(_MAGIC, _VERSION_BASE | FORMAT_VERSION, 0, header.fingerprint, flags),
         _pack_id(header.codec_id),
         _pack_tensors(header),
-        _varint(len(state)),
+        varint(len(state)),
         state,
     )
 
@@ -174,7 +175,7 @@ def _pack_tensors(header: pb.CodedUnitHeader) -> bytes:
     for index, tensor in enumerate(header.tensors):
         more = 0x80 if index + 1 < len(header.tensors) else 0
         packed += bytes([tensor.dtype | len(tensor.shape) << 4 | more])
-        packed += b"".join(_varint(side) for side in tensor.shape)
+        packed += b"".join(varint(side) for side in tensor.shape)
     return packed
 
 
@@ -192,15 +193,6 @@ def _unpack_tensors(cursor: _Cursor) -> list[pb.TensorSpec]:
         tensors.append(pb.TensorSpec(dtype=pb.DataType.ValueType(descriptor & 0x0F), shape=shape))
         more = bool(descriptor & 0x80)
     return tensors
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 class _Cursor:

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.v1.compression_pb2_grpc import CompressionServiceStub
+from mpcompress_proto.varint import varint
 
 MessageT = TypeVar("MessageT")
 KindT = TypeVar("KindT", bound=Message)
@@ -58,7 +59,7 @@ class Wire(Generic[KindT]):
             for field in member.message_type.fields if member.message_type else ():
                 if field.name in _BULK_FIELDS:
                     outer, inner = member.number << 3 | _BYTES, field.number << 3 | _BYTES
-                    self._bulk[member.name] = (field.name, _varint(outer), _varint(inner))
+                    self._bulk[member.name] = (field.name, varint(outer), varint(inner))
                     self._members[outer] = (field.name, inner)
 
     def write(self, parcel: Parcel[KindT] | KindT) -> bytes:
@@ -73,11 +74,11 @@ class Wire(Generic[KindT]):
         _, outer, inner = self._bulk[name]
         size = getattr(message, name).ByteSize()
         # The member is the last on the wire, and its bulk may be its last: the order of fields means nothing.
-        before = len(head) - size - len(_varint(size)) - len(outer)
+        before = len(head) - size - len(varint(size)) - len(outer)
         if head[before : before + len(outer)] != outer:
             raise RuntimeError(f"{self._oneof} is not the last field of {self._kind.DESCRIPTOR.name}")
-        field = inner + _varint(len(parcel.bulk))
-        size_now = _varint(size + len(field) + len(parcel.bulk))
+        field = inner + varint(len(parcel.bulk))
+        size_now = varint(size + len(field) + len(parcel.bulk))
         return b"".join((head[:before], outer, size_now, head[len(head) - size :], field, parcel.bulk))
 
     def read(self, wire: bytes) -> Parcel[KindT]:
@@ -109,22 +110,11 @@ class Wire(Generic[KindT]):
         if end > len(wire):
             return None
         left = inner - start + len(wire) - end
-        head = b"".join((wire[:at], _varint(tag), _varint(left), wire[start:inner], wire[end:]))
+        head = b"".join((wire[:at], varint(tag), varint(left), wire[start:inner], wire[end:]))
         message = self._kind.FromString(head)
         member = getattr(message, message.WhichOneof(self._oneof))
         # The field once more behind its first time: the last one counts, which protobuf knows best.
         return None if getattr(member, name) else Parcel(message, memoryview(wire)[begin:end])
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _read_varint(wire: bytes, at: int) -> tuple[int, int]:
