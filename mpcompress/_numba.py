@@ -1,7 +1,8 @@
 """How this library compiles its kernels: numba with explicit signatures, without the GIL, cached wherever possible.
 
 A kernel with signatures is compiled, or loaded from the cache, when its module is imported, so that no request ever
-waits for a compiler. Machine code is looked for, and after a compilation kept, in
+waits for a compiler; one that few programs call, when it is first called or by `warm_up`. Machine code is looked for,
+and after a compilation kept, in
 
     $MPCOMPRESS_CACHE_DIR                 when set; nowhere else then
     __pycache__ next to the source        otherwise, when it can be written
@@ -25,15 +26,17 @@ import inspect
 import os
 import pickle
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numba
 from numba.core import typeinfer
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.registry import CPUDispatcher
 from numba.core.serialize import dumps
 from numba.extending import is_jitted
 
@@ -54,7 +57,10 @@ KERNEL_MODULES = (
 )
 """Every module with kernels of its own; `warm_up` imports them all."""
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # ZeroDivisionError would need the GIL
+# ZeroDivisionError would need the GIL. Nobody calls a kernel from C, or a helper but from kernels: an eighth of the
+# time to compile them went into wrappers.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_HELPER_OPTIONS: dict[str, Any] = {"no_cpython_wrapper": True}
 
 # numba's own annotations come and go between versions.
 _rebuild: Any = CompileResult._rebuild
@@ -68,24 +74,32 @@ types: Any = vars(numba)["types"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def njit(*signatures: Any, **options: Any) -> Callable[[F], F]:
+def njit(*signatures: Any, lazy: bool = False, **options: Any) -> Callable[[F], F]:
     """Compile a function in nopython mode without the GIL.
 
-    With signatures: now, from the cache when possible; other argument types are then a TypeError. Without: a helper
-    that becomes part of the kernels that call it, and of their cached code.
+    With signatures: now, or when it is first called if `lazy`, from the cache when possible; other argument types are
+    then a TypeError. Without: a helper that becomes part of the kernels that call it, and of their cached code, and
+    that Python cannot call.
     """
-    options = _OPTIONS | options
+    options = _OPTIONS | ({} if signatures else _HELPER_OPTIONS) | options
 
     def decorate(function: F) -> Any:
         dispatcher: Any = numba.njit(**options)(function)
-        if not signatures or not _is_jitted(dispatcher):  # plain Python under NUMBA_DISABLE_JIT
+        if not _is_jitted(dispatcher):  # plain Python under NUMBA_DISABLE_JIT
             return dispatcher
-        dispatcher._cache = _KernelCache(function, options)
-        with typeinfer.register_dispatcher(dispatcher):
-            for signature in signatures:
-                dispatcher.compile(signature)
-            dispatcher.disable_compile()
-        return dispatcher
+        if not signatures:
+            dispatcher.__class__ = _Helper
+            return dispatcher
+
+        def compiled() -> Any:
+            dispatcher._cache = _KernelCache(function, options)
+            with typeinfer.register_dispatcher(dispatcher):
+                for signature in signatures:
+                    dispatcher.compile(signature)
+                dispatcher.disable_compile()
+            return dispatcher
+
+        return _Lazy(compiled) if lazy else compiled()
 
     return decorate
 
@@ -94,6 +108,36 @@ def warm_up() -> None:
     """Compile, or load from the cache, every kernel of the library: before serving, or while an image is built."""
     for name in KERNEL_MODULES:
         importlib.import_module(name)
+    for kernel in _Lazy.all:
+        kernel.compiled()
+
+
+class _Helper(CPUDispatcher):
+    """Has no wrapper: a call from Python would jump to address 0."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{self.py_func.__qualname__} is for compiled code only")
+
+
+class _Lazy:
+    """A kernel that is compiled when it is first called."""
+
+    all: ClassVar[list[_Lazy]] = []
+
+    def __init__(self, compile_now: Callable[[], Any]) -> None:
+        self._compile_now, self._lock = compile_now, threading.Lock()
+        self._kernel: Any = None
+        self.all.append(self)
+
+    def compiled(self) -> Any:
+        """The dispatcher."""
+        with self._lock:
+            if self._kernel is None:
+                self._kernel = self._compile_now()
+        return self._kernel
+
+    def __call__(self, *args: Any) -> Any:
+        return (self._kernel or self.compiled())(*args)
 
 
 class _KernelCache(NullCache):

@@ -33,6 +33,7 @@ __all__ = [
     "STATE_LOW",
     "TABLES_TYPE",
     "collect",
+    "rans_advance",
     "rans_closed",
     "rans_get",
     "rans_get_bits",
@@ -52,17 +53,21 @@ TABLES_TYPE = types.Array(types.int32, 1, "C", readonly=True)
 
 Array = Any  # inside compiled code the signature of the kernel says what a numpy array is,
 Int = Any  # and integers have 64 bits
+u64: Any = np.uint64  # of an index: a signed one may be negative and count from the end, which takes time to find out
 
 
 @njit(forceinline=True)
 def rans_put(words: Array, pos: Int, state: Int, start: Int, freq: Int, precision: Int) -> tuple[Int, Int]:
     """Code one interval. `words` (uint16) fills from its end; returns the new `pos` (last word written) and `state`."""
+    # state // freq from a reciprocal, which does not wait for the state: exact, as state < freq << (32 - precision).
+    shift = u64(32 + precision)
+    reciprocal = (u64(1) << shift) // u64(freq) + u64(1)
     if state >= freq << (32 - precision):
         pos -= 1
-        words[pos] = state & 0xFFFF
+        words[u64(pos)] = state & 0xFFFF
         state >>= 16
-    quotient = np.int64(np.uint32(state) // np.uint32(freq))  # both fit: a 32-bit division is the fast one
-    return pos, (quotient << precision) + (state - quotient * freq) + start
+    quotient = np.int64((u64(state) * reciprocal) >> shift)
+    return pos, state + start + quotient * ((np.int64(1) << precision) - freq)
 
 
 @njit(forceinline=True)
@@ -83,11 +88,12 @@ def rans_closed(data: Array, pos: Int, state: Int) -> Any:
 
 
 @njit(forceinline=True)
-def _advance(data: Array, pos: Int, state: Int, start: Int, freq: Int, precision: Int) -> tuple[Int, Int]:
+def rans_advance(data: Array, pos: Int, state: Int, start: Int, freq: Int, precision: Int) -> tuple[Int, Int]:
+    """Take the interval that the state points to off it: returns `pos`, `state`."""
     state = freq * (state >> precision) + (state & ((1 << precision) - 1)) - start
     if state < STATE_LOW:
         if pos + 2 <= data.size:
-            state = state << 16 | np.int64(data[pos]) | np.int64(data[pos + 1]) << 8
+            state = state << 16 | np.int64(data[u64(pos)]) | np.int64(data[u64(pos + 1)]) << 8
             pos += 2
         else:
             state = STATE_LOW
@@ -100,7 +106,7 @@ def rans_get_bits(data: Array, pos: Int, state: Int, bits: Int, precision: Int) 
     """Decode 1 <= `bits` <= precision equiprobable bits: returns their value, `pos`, `state`."""
     shift = precision - bits
     value = (state & ((1 << precision) - 1)) >> shift
-    pos, state = _advance(data, pos, state, value << shift, 1 << shift, precision)
+    pos, state = rans_advance(data, pos, state, value << shift, 1 << shift, precision)
     return value, pos, state
 
 
@@ -108,7 +114,7 @@ def rans_get_bits(data: Array, pos: Int, state: Int, bits: Int, precision: Int) 
 def _get_distance(data: Array, pos: Int, state: Int, precision: Int) -> tuple[Int, Int, Int]:
     length = 0
     while True:
-        bit, pos, state = rans_get_bits(data, pos, state, 1, precision)
+        bit, pos, state = rans_get_bits(data, pos, state, np.int64(1), precision)
         if bit:
             break
         length += 1
@@ -125,7 +131,7 @@ def _get_distance(data: Array, pos: Int, state: Int, precision: Int) -> tuple[In
 
 @njit()
 def _get_escaped(data: Array, pos: Int, state: Int, low: Int, high: Int, precision: Int) -> tuple[Int, Int, Int]:
-    above, pos, state = rans_get_bits(data, pos, state, 1, precision)
+    above, pos, state = rans_get_bits(data, pos, state, np.int64(1), precision)
     distance, pos, state = _get_distance(data, pos, state, precision)
     symbol = high + distance if above else low - 1 - distance
     if symbol < -(1 << 31) or symbol >= 1 << 31:
@@ -137,17 +143,17 @@ def _get_escaped(data: Array, pos: Int, state: Int, low: Int, high: Int, precisi
 def rans_get(data: Array, pos: Int, state: Int, tables: Array, row: Int) -> tuple[Int, Int, Int]:
     """Decode one symbol of table `row`: returns it (within int32), `pos` and `state`."""
     precision = np.int64(tables[0])
-    block = np.int64(tables[1 + row])
-    low = np.int64(tables[block])
-    size = np.int64(tables[block + 1])
+    block = np.int64(tables[u64(1 + row)])
+    low = np.int64(tables[u64(block)])
+    size = np.int64(tables[u64(block + 1)])
     slot = state & ((1 << precision) - 1)
-    index = np.int64(tables[block + 2 + (slot >> (precision - LUT_BITS))])
+    index = np.int64(tables[u64(block + 2 + (slot >> (precision - LUT_BITS)))])
     cdf = block + CDF_BEGIN
-    while tables[cdf + index + 1] <= slot:  # ends: a table's last entry is 2^precision
+    while tables[u64(cdf + index + 1)] <= slot:  # ends: a table's last entry is 2^precision
         index += 1
-    start = np.int64(tables[cdf + index])
-    freq = np.int64(tables[cdf + index + 1]) - start
-    pos, state = _advance(data, pos, state, start, freq, precision)
+    start = np.int64(tables[u64(cdf + index)])
+    freq = np.int64(tables[u64(cdf + index + 1)]) - start
+    pos, state = rans_advance(data, pos, state, start, freq, precision)
     if index < size:
         return low + index, pos, state
     return _get_escaped(data, pos, state, low, low + size, precision)

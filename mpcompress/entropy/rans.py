@@ -17,13 +17,14 @@ from mpcompress.entropy.primitives import (
     STATE_LOW,
     TABLES_TYPE,
     Array,
-    collect,
+    Int,
     rans_closed,
     rans_get,
     rans_open,
     rans_put,
+    u64,
 )
-from mpcompress.entropy.tables import CdfTables
+from mpcompress.entropy.tables import CDF_BEGIN, CdfTables
 from mpcompress.errors import CorruptBitstreamError, InvalidInputError
 
 __all__ = ["decode", "encode", "encode_intervals"]
@@ -54,13 +55,12 @@ def encode(symbols: npt.ArrayLike, rows: npt.ArrayLike, tables: CdfTables) -> by
     checked = _rows(rows, tables.count)
     if values.size != checked.size:
         raise InvalidInputError(f"{values.size} symbols with {checked.size} rows", field="rows")
-    room = values.size
-    while True:
-        starts, freqs = np.empty((2, room), np.uint32)
-        count = _collect(values, checked, tables.packed, starts, freqs)
-        if count >= 0:
-            return _flush(starts, freqs, count, tables.precision)
-        room = -count
+    words = np.empty(values.size + 2 + MAX_ESCAPE_INTERVALS, np.uint16)  # an interval pushes out one word at most
+    begin = _encode(values, checked, tables.packed, words)
+    if begin < 0:  # many escapes
+        words = np.empty(values.size * MAX_ESCAPE_INTERVALS + 2, np.uint16)
+        begin = _encode(values, checked, tables.packed, words)
+    return words[begin:].astype("<u2", copy=False).tobytes()
 
 
 def decode(data: Buffer, rows: npt.ArrayLike, tables: CdfTables) -> npt.NDArray[np.int32]:
@@ -107,12 +107,8 @@ def encode_intervals(starts: npt.ArrayLike, freqs: npt.ArrayLike, precision: int
     total = 1 << precision
     if np.any((first < 0) | (first >= total) | (width < 1) | (width > total - first)):
         raise InvalidInputError(f"an interval is empty or outside [0, {total})", field="starts")
-    return _flush(first.astype(np.uint32), width.astype(np.uint32), first.size, precision)
-
-
-def _flush(starts: npt.NDArray[np.uint32], freqs: npt.NDArray[np.uint32], count: int, precision: int) -> bytes:
-    words = np.empty(count + 2, np.uint16)  # an interval pushes out one word at most
-    begin = _encode_intervals(starts, freqs, count, precision, words)
+    words = np.empty(first.size + 2, np.uint16)
+    begin = _encode_intervals(first.astype(np.uint32), width.astype(np.uint32), precision, words)
     return words[begin:].astype("<u2", copy=False).tobytes()
 
 
@@ -141,39 +137,70 @@ def _rows(values: npt.ArrayLike, count: int) -> npt.NDArray[np.uint16]:
     return np.ascontiguousarray(array, np.uint16).ravel()
 
 
-@njit(types.int64(_U32, _U32, types.int64, types.int64, types.uint16[::1]))
-def _encode_intervals(starts: Array, freqs: Array, count: int, precision: int, words: Array) -> Any:
-    """Write the stream to the end of `words`, which has room for count + 2; returns where it begins."""
+@njit(types.int64(_U32, _U32, types.int64, types.uint16[::1]), lazy=True)
+def _encode_intervals(starts: Array, freqs: Array, precision: int, words: Array) -> Any:
+    """Write the stream to the end of `words`, which has room for all intervals and 2; returns where it begins."""
     pos = words.size
-    if count == 0:
+    if starts.size == 0:
         return pos
-    state = STATE_LOW
-    for i in range(count - 1, -1, -1):
+    state = np.int64(STATE_LOW)
+    for i in range(starts.size - 1, -1, -1):
         pos, state = rans_put(words, pos, state, np.int64(starts[i]), np.int64(freqs[i]), precision)
-    words[pos - 1] = state >> 16
-    words[pos - 2] = state & 0xFFFF
+    return _close(words, pos, state)
+
+
+@njit(forceinline=True)
+def _close(words: Array, pos: Int, state: Int) -> Any:
+    words[u64(pos - 1)] = state >> 16
+    words[u64(pos - 2)] = state & 0xFFFF
     return pos - 2
 
 
-@njit(types.int64(_I32, _U16, TABLES_TYPE, types.uint32[::1], types.uint32[::1]))
-def _collect(symbols: Array, rows: Array, tables: Array, starts: Array, freqs: Array) -> Any:
-    """Write all intervals; returns their number, or minus the room that they may need when there is less."""
-    escapes = 0
-    for i in range(symbols.size):
-        block = tables[1 + np.int64(rows[i])]
-        index = np.int64(symbols[i]) - np.int64(tables[block])
-        if index < 0 or index >= tables[block + 1]:
-            escapes += 1
-    room = symbols.size + escapes * (MAX_ESCAPE_INTERVALS - 1)
-    if room > starts.size:
-        return -room
-    count = 0
-    for i in range(symbols.size):
-        count = collect(starts, freqs, count, tables, np.int64(rows[i]), np.int64(symbols[i]))
-    return count
+@njit()
+def _put_distance(words: Array, pos: Int, state: Int, above: Int, distance: Int, precision: Int) -> Any:
+    """What follows an escape, from its end: the side, and the distance as an Exp-Golomb code."""
+    value = distance + 1
+    length = np.int64(0)
+    while value >> (length + 1):
+        length += 1
+    done, bits = np.int64(0), (length - 1) % 8 + 1
+    while done < length:
+        start = ((value >> done) & ((1 << bits) - 1)) << (precision - bits)
+        pos, state = rans_put(words, pos, state, start, np.int64(1) << (precision - bits), precision)
+        done += bits
+        bits = np.int64(8)
+    half = np.int64(1) << (precision - 1)
+    for step in range(length + 2):
+        start = half if step == 0 or (step > length and above) else np.int64(0)
+        pos, state = rans_put(words, pos, state, start, half, precision)
+    return pos, state
 
 
-@njit(types.boolean(_U8, _U16, TABLES_TYPE, types.int32[::1]))
+@njit(types.int64(_I32, _U16, TABLES_TYPE, types.uint16[::1]))
+def _encode(symbols: Array, rows: Array, tables: Array, words: Array) -> Any:
+    """Write the stream to the end of `words`; returns where it begins, or -1 when there may be too little room."""
+    pos = np.int64(words.size)
+    if symbols.size == 0:
+        return pos
+    precision = np.int64(tables[0])
+    state = np.int64(STATE_LOW)
+    for i in range(symbols.size - 1, -1, -1):
+        block = np.int64(tables[u64(1 + np.int64(rows[u64(i)]))])
+        size = np.int64(tables[u64(block + 1)])
+        index = symbols[u64(i)] - np.int64(tables[u64(block)])
+        if index < 0 or index >= size:
+            if pos < i + 2 + MAX_ESCAPE_INTERVALS:
+                return np.int64(-1)
+            above = np.int64(index >= size)
+            pos, state = _put_distance(words, pos, state, above, index - size if above else -1 - index, precision)
+            index = size
+        entry = block + CDF_BEGIN + index
+        start = np.int64(tables[u64(entry)])
+        pos, state = rans_put(words, pos, state, start, tables[u64(entry + 1)] - start, precision)
+    return _close(words, pos, state)
+
+
+@njit(types.boolean(_U8, _U16, TABLES_TYPE, types.int32[::1]), lazy=True)
 def _decode(data: Array, rows: Array, tables: Array, out: Array) -> Any:
     if rows.size == 0:
         return data.size == 0

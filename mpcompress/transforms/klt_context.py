@@ -35,14 +35,20 @@ __all__ = [
     "EVIDENCE_LIMIT",
     "FEATURES",
     "FEATURE_LIMIT",
+    "KNOWN",
+    "KNOWN_TYPE",
+    "LEVEL",
     "LEVEL_LIMIT",
     "MAGNITUDES",
     "MAX_SYMBOL",
     "MEMORY_TYPE",
+    "OWN",
     "STATISTICS_TYPE",
     "UNITS",
     "WEIGHT_LIMIT",
     "WEIGHT_SHIFT",
+    "WORTH",
+    "ZERO_SAYS",
     "log2_table",
     "new_memory",
 ]
@@ -70,7 +76,16 @@ _LOG_ENTRIES = 4096
 
 Array = Any
 Int = Any
+i32: Any = np.int32
+u64: Any = np.uint64  # of an index: a signed one may be negative and count from the end, which takes time to find out
 
+KNOWN = 11
+"""Rows of what is known of the coefficients of a kind: seven weights, then these."""
+
+LEVEL, OWN, ZERO_SAYS, WORTH = 7, 8, 9, 10
+"""Level; calibrated class c; evidence[c, 0]; worth[c]."""
+
+KNOWN_TYPE = types.Array(types.int16, 3, "C", readonly=True)
 I16_2R = types.Array(types.int16, 2, "C", readonly=True)
 I32_1R = types.Array(types.int32, 1, "C", readonly=True)
 I64_1 = types.Array(types.int64, 1, "C")
@@ -78,7 +93,7 @@ I64_1 = types.Array(types.int64, 1, "C")
 STATISTICS_TYPE = types.Tuple(
     (
         I16_2R,  # level (kinds, K)
-        types.Array(types.int16, 3, "C", readonly=True),  # weight (kinds, FEATURES, K)
+        KNOWN_TYPE,  # weight (kinds, FEATURES, K)
         I16_2R,  # own (kinds, K): calibrated class
         I32_1R,  # last (kinds,): coefficients from here on are certainly 0
         I16_2R,  # evidence (CLASSES, MAGNITUDES)
@@ -121,49 +136,68 @@ def log2_table() -> NDArray[np.int16]:
 @njit(forceinline=True)
 def mean_evidence(total: Int, worth: Int) -> Int:
     """Feature of a group: clipped, floor division."""
-    mean = (total << 6) // (worth + PRIOR)
-    return np.int32(min(max(mean, -FEATURE_LIMIT), FEATURE_LIMIT))
+    part, whole = total << 6, worth + PRIOR
+    if part <= -FEATURE_LIMIT * whole:
+        return np.int64(-FEATURE_LIMIT)
+    # Unsigned: a signed division comes with checks and takes twice as long.
+    mean = np.int64(u64(part + FEATURE_LIMIT * whole) // u64(whole)) - FEATURE_LIMIT
+    return mean if mean < FEATURE_LIMIT else np.int64(FEATURE_LIMIT)
 
 
 @njit(forceinline=True)
-def row_features(row: Int, neighbours: Array, memory: Any) -> tuple[Int, Int, Int, Int]:
+def row_features(row: Int, neighbours: Array, sums: Array, worths: Array, total: Array) -> tuple[Int, Int, Int, Int]:
     """Features 0 to 3."""
-    _, sums, worths, total = memory
-    n = neighbours[row]
-    near = mean_evidence(
-        sums[n[0]] + sums[n[1]] + sums[n[2]] + sums[n[3]], worths[n[0]] + worths[n[1]] + worths[n[2]] + worths[n[3]]
-    )
-    node = mean_evidence(sums[n[4]] + sums[n[5]], worths[n[4]] + worths[n[5]])
-    above = mean_evidence(sums[n[6]] + sums[n[7]] + sums[n[8]], worths[n[6]] + worths[n[7]] + worths[n[8]])
-    return near, node, above, mean_evidence(total[0], total[1])
+    near, node = np.int64(0), np.int64(0)
+    said, worth = np.int64(0), np.int64(0)
+    for slot in range(9):
+        if slot == 4:
+            near = mean_evidence(said, worth)
+            said, worth = np.int64(0), np.int64(0)
+        if slot == 6:
+            node = mean_evidence(said, worth)
+            said, worth = np.int64(0), np.int64(0)
+        n = u64(neighbours[u64(row), u64(slot)])
+        said += sums[n]
+        worth += worths[n]
+    return near, node, mean_evidence(said, worth), mean_evidence(total[0], total[1])
 
 
-@njit(forceinline=True)
-def row_context(row: Int, kind: Int, end: Int, neighbours: Array, statistics: Any, memory: Any, part: Array) -> None:
+@njit()
+def row_context(
+    row: Int,
+    kind: Int,
+    end: Int,
+    neighbours: Array,
+    known: Array,
+    said: Array,
+    sums: Array,
+    worths: Array,
+    total: Array,
+    part: Array,
+) -> None:
     """part[k] = (level << 8) + all but feature 6, of the first `end` coefficients."""
-    level, weight = statistics[0], statistics[1]
-    said = memory[0]
-    near, node, above, before = row_features(row, neighbours, memory)
-    n = neighbours[row]
-    left, up, first, second = said[n[0]], said[n[1]], said[n[4]], said[n[5]]
-    w = weight[kind]
-    for k in range(end):
+    features = row_features(row, neighbours, sums, worths, total)
+    near, node, above, before = i32(features[0]), i32(features[1]), i32(features[2]), i32(features[3])
+    row, kind = u64(row), u64(kind)
+    left, up = u64(neighbours[row, 0]), u64(neighbours[row, 1])
+    first, second = u64(neighbours[row, 4]), u64(neighbours[row, 5])
+    for k in range(u64(end)):
         part[k] = (
-            (np.int32(level[kind, k]) << WEIGHT_SHIFT)
-            + np.int32(w[0, k]) * near
-            + np.int32(w[1, k]) * node
-            + np.int32(w[2, k]) * above
-            + np.int32(w[3, k]) * before
-            + np.int32(w[4, k]) * (np.int32(left[k]) + np.int32(up[k]))
-            + np.int32(w[5, k]) * (np.int32(first[k]) + np.int32(second[k]))
+            i32(i32(known[kind, LEVEL, k]) << WEIGHT_SHIFT)
+            + i32(known[kind, 0, k] * near)
+            + i32(known[kind, 1, k] * node)
+            + i32(known[kind, 2, k] * above)
+            + i32(known[kind, 3, k] * before)
+            + i32(known[kind, 4, k] * i32(said[left, k] + said[up, k]))
+            + i32(known[kind, 5, k] * i32(said[first, k] + said[second, k]))
         )
 
 
 @njit(forceinline=True)
 def class_of(part: Int, weight: Int, run: Int) -> Int:
     """Class of a coefficient, or something below 0."""
-    found = np.int64((part + np.int32(weight) * run) >> (WEIGHT_SHIFT + CLASS_SHIFT))
-    return min(found, CLASSES - 1)
+    found = (part + weight * run) >> (WEIGHT_SHIFT + CLASS_SHIFT)
+    return found if found < CLASSES else np.int64(CLASSES - 1)
 
 
 @njit(forceinline=True)
@@ -171,5 +205,8 @@ def evidence_of(q: Int, own: Int, level: Int, evidence: Array, log2: Array) -> I
     """What symbol q says; `level` is its log2(E|x| / step)."""
     size = abs(q)
     if size < MAGNITUDES:
-        return np.int64(evidence[own, size])
-    return min(max(np.int64(log2[min(size, _LOG_ENTRIES - 1)]) - level, -EVIDENCE_LIMIT), EVIDENCE_LIMIT)
+        return np.int64(evidence[u64(own), u64(size)])
+    said = np.int64(log2[u64(size if size < _LOG_ENTRIES else _LOG_ENTRIES - 1)]) - level
+    if said > EVIDENCE_LIMIT:
+        return np.int64(EVIDENCE_LIMIT)
+    return said if said > -EVIDENCE_LIMIT else np.int64(-EVIDENCE_LIMIT)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpcompress.entropy.primitives import STATE_LOW
+from mpcompress.entropy.tables import CDF_BEGIN, CdfTables
 from mpcompress.errors import CorruptBitstreamError
 from mpcompress.transforms.klt_context import Memory, new_memory
 from mpcompress.transforms.klt_engine import Engine
@@ -47,6 +48,8 @@ class StreamReader:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._memory: Memory = new_memory(0, 0)
+        self._part = np.empty(engine.model.components, np.int32)
+        self._zeros = zero_intervals(engine.model.tables)
 
     def read(self, stream: bytes, plans: list[Plan], statistics: Statistics) -> list[Decoded]:
         """Symbols of the samples of a stream. Raises CorruptBitstreamError when no encoder writes it."""
@@ -75,12 +78,21 @@ class StreamReader:
             self._memory = memory
         memory[3].fill(0)
         count = decode_rows(
-            *(data, reader, plan.kind, plan.neighbours, statistics.kernel, memory, self._engine.model.tables.packed),
+            *(data, reader, plan.kind, statistics.ends, plan.neighbours, statistics.known, *statistics.said, *memory),
+            *(self._part, self._engine.model.tables.packed, self._zeros),
             *(index, classes, values, begins, depths),
         )
         if count < 0:
             raise _corrupt(data.size)
         return Decoded(plan, index[:count], classes[:count], values[:count], begins, depths)
+
+
+def zero_intervals(tables: CdfTables) -> NDArray[np.int32]:
+    """(T, 2): where the interval of symbol 0 begins in each table, and its width."""
+    packed = tables.packed
+    blocks = packed[1 : 1 + tables.count]
+    at = blocks + CDF_BEGIN - packed[blocks]
+    return np.ascontiguousarray(np.stack([packed[at], packed[at + 1] - packed[at]], axis=1))
 
 
 class Synthesis:
@@ -138,10 +150,10 @@ class Synthesis:
         engine, plan = self._engine, decoded.plan
         depth = int(decoded.depths[first : first + rows].max())
         field = np.empty((rows + 1, depth), np.float32)
+        left, up = engine.feedback[plan.kind[first]]
         dequantise_rows(
             *(decoded.index, decoded.classes, decoded.values, decoded.begins, first, rows, engine.model.components),
-            *(plan.neighbours, engine.model.centroid, engine.feedback[plan.kind[first]]),
-            *(steps.size(prefix=prefix), field),
+            *(plan.neighbours, engine.model.centroid, left, up, steps.size(prefix=prefix), field),
         )
         return field
 

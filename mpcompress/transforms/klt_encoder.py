@@ -93,6 +93,7 @@ class Encoder:
         self._engine = engine
         self._scratch = Scratch()
         self._memory: Memory = new_memory(0, 0)
+        self._part = np.empty(engine.model.components, np.int32)
         self._lists: tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]] | None = None
 
     def quantise(
@@ -247,8 +248,8 @@ class _Run:
         field = np.empty((len(rows) + 1, depth), np.float32)
         begin = self.count
         self.count = quantise_rows(
-            *(x, first, kind, self._plan.neighbours, statistics.kernel, self._memory),
-            *(engine.model.cost, engine.model.centroid, engine.feedback[kind]),
+            *(x, first, kind, self._plan.neighbours, statistics.known, *statistics.said, *self._memory),
+            *(self._encoder._part, engine.model.cost, engine.model.centroid, *engine.feedback[kind]),
             *(self._steps.size(prefix=prefix), self._rate, self._price, field, *self.lists, begin),
         )
         if self.count < 0:

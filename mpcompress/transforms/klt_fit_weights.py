@@ -80,7 +80,7 @@ def observe_rows(
         kind = kinds[row]
         end = last[kind]
         n = neighbours[row]
-        near, node, above, before = row_features(row, neighbours, memory)
+        near, node, above, before = row_features(row, neighbours, sums, worths, total)
         said[row] = 0
         sums[row], worths[row] = 0, 0
         run_said, run_worth = 0, 0

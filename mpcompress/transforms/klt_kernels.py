@@ -12,20 +12,25 @@ from typing import Any
 import numpy as np
 
 from mpcompress._numba import njit, types
-from mpcompress.entropy.primitives import TABLES_TYPE, rans_get
+from mpcompress.entropy.primitives import TABLES_TYPE, rans_advance, rans_get
 from mpcompress.transforms.klt_context import (
     BLOCK,
     FEATURES,
+    I16_2R,
     I32_1R,
     I64_1,
+    KNOWN_TYPE,
+    LEVEL,
     MAGNITUDES,
     MAX_SYMBOL,
-    MEMORY_TYPE,
-    STATISTICS_TYPE,
+    OWN,
+    WORTH,
+    ZERO_SAYS,
     class_of,
     evidence_of,
     mean_evidence,
     row_context,
+    u64,
 )
 
 __all__ = ["decode_rows", "dequantise_rows", "quantise_rows"]
@@ -41,6 +46,11 @@ _I32_1 = types.Array(types.int32, 1, "C")
 _U16_1 = types.Array(types.uint16, 1, "C")
 _U16_1R = types.Array(types.uint16, 1, "C", readonly=True)
 _U8_1R = types.Array(types.uint8, 1, "C", readonly=True)
+_I16_1R = types.Array(types.int16, 1, "C", readonly=True)
+_CONTEXT = (
+    *(_I32_2R, KNOWN_TYPE, I16_2R, _I16_1R, types.int64),  # neighbours, known, evidence, log2, cutoff
+    *(types.Array(types.int16, 2, "C"), I64_1, I64_1, I64_1, _I32_1),  # said, sums, worths, total, part
+)
 
 _RUN = FEATURES - 1
 
@@ -48,50 +58,37 @@ _RUN = FEATURES - 1
 @njit(forceinline=True)
 def _predict(row: Int, first: Int, neighbours: Array, left_weight: Any, up_weight: Any, field: Array) -> None:
     """Field of a row from its left and upper neighbours in the group."""
-    left = max(i64(neighbours[row, 0]) - first + 1, 0)
-    up = max(i64(neighbours[row, 1]) - first + 1, 0)
-    at = row - first + 1
-    for k in range(field.shape[1]):
-        field[at, k] = left_weight * field[left, k] + up_weight * field[up, k]
+    left = neighbours[u64(row), 0] - first + 1
+    up = neighbours[u64(row), 1] - first + 1
+    at, one, other = u64(row - first + 1), u64(left if left > 0 else 0), u64(up if up > 0 else 0)
+    for k in range(u64(field.shape[1])):
+        field[at, k] = left_weight * field[one, k] + up_weight * field[other, k]
 
 
 @njit(forceinline=True)
-def _chosen(size: Any, q: Int, c: Int, rate: Any, cost: Array, centroid: Array) -> Int:
-    """|q| for |x| / step = `size`, which rounds to `q` >= 1: the cheapest of q, q - 1 and 0."""
-    if rate < 0:
-        return i64(size + np.float32(0.4))
+def _chosen(
+    size: Any, q: Int, ahead: Int, c: Int, rate: Any, pull: Any, cost: Array, centroid: Array, evidence: Array, own: Int
+) -> Int:
+    """|q| for |x| / step = `size`, which rounds to `q` >= 1: the cheapest of 0 and q - 1 to q + `ahead`.
+
+    `pull` is what a unit of evidence costs later symbols.
+    """
     best, chosen = np.float32(np.inf), q
-    for candidate in range(q - 1, q + 1):
-        m = min(candidate, MAGNITUDES - 1)
-        gap = size - (centroid[c, m] + np.float32(candidate - m))
-        price = gap * gap + rate * cost[c, m]
+    for candidate in range(q - 1, q + 1 + ahead):
+        m = candidate if candidate < MAGNITUDES - 1 else MAGNITUDES - 1
+        gap = size - (centroid[c, u64(m)] + np.float32(candidate - m))
+        price = gap * gap + rate * cost[c, u64(m)] + pull * np.float32(evidence[own, u64(m)])
         if price < best:
             best, chosen = price, candidate
-    if q > 1 and size * size + rate * cost[c, 0] < best:
+    if q > 1 and size * size + rate * cost[c, 0] + pull * np.float32(evidence[own, 0]) < best:
         return i64(0)
-    return chosen
-
-
-@njit(forceinline=True)
-def _chosen_ahead(
-    size: Any, q: Int, c: Int, rate: Any, cost: Array, centroid: Array, pull: Any, evidence: Array
-) -> Int:
-    """As `_chosen`, with `pull` times a symbol's evidence in the price; candidates are q + 1, q, q - 1 and 0 too."""
-    best, chosen = size * size + rate * cost[c, 0] + pull * evidence[0], i64(0)
-    for candidate in range(max(q - 1, 1), q + 2):
-        m = min(candidate, MAGNITUDES - 1)
-        gap = size - (centroid[c, m] + np.float32(candidate - m))
-        price = gap * gap + rate * cost[c, m] + pull * evidence[m]
-        if price < best:
-            best, chosen = price, i64(candidate)
     return chosen
 
 
 @njit(
     types.int64(
-        *(_F32_2R, types.int64, types.int64, _I32_2R, STATISTICS_TYPE, MEMORY_TYPE),
-        *(_F32_2R, _F32_2R, types.UniTuple(types.float32, 2), types.float32, types.float32),
-        *(_F32_2R, _F32_2, _I32_1, _U16_1, _I32_1, types.int64),
+        *(_F32_2R, types.int64, types.int64, *_CONTEXT, _F32_2R, _F32_2R, types.float32, types.float32),
+        *(types.float32, types.float32, _F32_2R, _F32_2, _I32_1, _U16_1, _I32_1, types.int64),
     )
 )
 def quantise_rows(
@@ -99,11 +96,19 @@ def quantise_rows(
     first: Int,
     kind: Int,
     neighbours: Array,
-    statistics: Any,
-    memory: Any,
+    known: Array,
+    evidence: Array,
+    log2: Array,
+    cutoff: Int,
+    said: Array,
+    sums: Array,
+    worths: Array,
+    total: Array,
+    part: Array,
     cost: Array,
     centroid: Array,
-    feedback: Any,
+    left: Any,
+    up: Any,
     step: Any,
     rate: Any,
     price: Array,
@@ -116,66 +121,78 @@ def quantise_rows(
     """Choose the symbols of a group: x (n, depth) is what is left after the prediction from coarser levels.
 
     `rate` weighs bits against squared steps; below 0: a dead zone, no search. `price` (rows + 1, K) is what a unit of
-    evidence costs later symbols, see `klt_lookahead`; (0, 0): nobody knows. Fills `field` and the lists from `count`
-    on, and returns the new count; -1 when a value is not finite or takes a symbol beyond `MAX_SYMBOL`.
+    evidence costs later symbols, see `klt_lookahead`; (0, 0): nobody knows. `part` (K,) is room to work in. Fills
+    `field` and the lists from `count` on, and returns the new count; -1 when a value is not finite or takes a symbol
+    beyond `MAX_SYMBOL`.
     """
-    level, weight, own, last, evidence, worth, log2, cutoff = statistics
-    said, sums, worths, total = memory
     depth = x.shape[1]
     components = said.shape[1]
-    end = min(i64(last[kind]), depth)
-    part = np.empty(depth, np.int32)
     inverse = np.float32(1.0) / step
-    field[0] = 0
+    ahead = i64(1) if price.shape[0] > 0 else i64(0)
+    for k in range(u64(depth)):
+        field[0, k] = 0
+    kind, at = u64(kind), u64(count)
     for i in range(x.shape[0]):
         row = first + i
-        _predict(row, first, neighbours, feedback[0], feedback[1], field)
-        said[row] = 0
-        row_context(row, kind, end, neighbours, statistics, memory, part)
-        row_said, row_worth, run_said, run_worth = 0, 0, 0, 0
-        for begin in range(0, end, BLOCK):
+        i, r, begin_of_row = u64(i), u64(row), u64(row * components)
+        below = i + u64(1)
+        _predict(row, first, neighbours, left, up, field)
+        row_context(row, kind, depth, neighbours, known, said, sums, worths, total, part)
+        row_said, row_worth, run_said, run_worth = i64(0), i64(0), i64(0), i64(0)
+        for begin in range(0, depth, BLOCK):
             run = mean_evidence(run_said, run_worth)
-            run_said -= run_said >> 2
-            run_worth -= run_worth >> 2
-            for k in range(begin, min(begin + BLOCK, end)):
-                c = class_of(part[k], weight[kind, _RUN, k], run)
-                if c < 0:
+            block_said, block_worth = i64(0), i64(0)
+            end = begin + BLOCK
+            for k in range(u64(begin), u64(end if end < depth else depth)):
+                found = class_of(part[k], known[kind, _RUN, k], run)
+                if found < 0:
+                    said[r, k] = 0
                     continue
-                value = x[i, k] - field[i + 1, k]
+                c = u64(found)
+                value = x[i, k] - field[below, k]
                 size = abs(value) * inverse
-                if not size < MAX_SYMBOL - 1:
-                    return -1
-                q = i64(size + np.float32(0.5))
-                if q > 0:
-                    if price.shape[0] > 0:
-                        pull = rate * price[row, k]
-                        q = _chosen_ahead(size, q, c, rate, cost, centroid, pull, evidence[i64(own[kind, k])])
+                index[at] = begin_of_row + k
+                classes[at] = c
+                e = i64(known[kind, ZERO_SAYS, k])
+                q = i64(0)
+                if not size + np.float32(0.5) < np.float32(1):
+                    if not size < MAX_SYMBOL - 1:
+                        return -1
+                    own = u64(known[kind, OWN, k])
+                    if rate < 0:
+                        q = i64(size + np.float32(0.4))
                     else:
-                        q = _chosen(size, q, c, rate, cost, centroid)
-                    m = min(q, MAGNITUDES - 1)
-                    decoded = (centroid[c, m] + np.float32(q - m)) * step if q > 0 else np.float32(0)
-                    if value < 0:
-                        q, decoded = -q, -decoded
-                    field[i + 1, k] += decoded
-                index[count], classes[count], symbols[count] = row * components + k, c, q
-                count += 1
-                mine = i64(own[kind, k])
-                e = evidence_of(q, mine, i64(level[kind, k]) + cutoff, evidence, log2)
-                said[row, k] = e
-                run_said += e
-                run_worth += worth[mine]
-                row_said += e
-                row_worth += worth[mine]
-        sums[row] = row_said
-        worths[row] = row_worth
+                        q = i64(size + np.float32(0.5))
+                        pull = rate * price[r, k] if ahead else np.float32(0)
+                        q = _chosen(size, q, ahead, c, rate, pull, cost, centroid, evidence, own)
+                    if q > 0:
+                        m = q if q < MAGNITUDES - 1 else i64(MAGNITUDES - 1)
+                        decoded = (centroid[c, u64(m)] + np.float32(q - m)) * step
+                        if value < 0:
+                            q, decoded = -q, -decoded
+                        field[below, k] += decoded
+                        e = evidence_of(q, own, known[kind, LEVEL, k] + cutoff, evidence, log2)
+                symbols[at] = q
+                at += u64(1)
+                said[r, k] = e
+                block_said += e
+                block_worth += known[kind, WORTH, k]
+            run_said += block_said - (run_said >> 2)
+            run_worth += block_worth - (run_worth >> 2)
+            row_said += block_said
+            row_worth += block_worth
+        for k in range(u64(depth), u64(components)):
+            said[r, k] = 0
+        sums[r] = row_said
+        worths[r] = row_worth
         total[0] += row_said
         total[1] += row_worth
-    return count
+    return i64(at)
 
 
 @njit(
     types.int64(
-        *(_U8_1R, I64_1, I32_1R, _I32_2R, STATISTICS_TYPE, MEMORY_TYPE, TABLES_TYPE),
+        *(_U8_1R, I64_1, I32_1R, I32_1R, *_CONTEXT, TABLES_TYPE, _I32_2R),
         *(_I32_1, _U16_1, _I32_1, I64_1, _I32_1),
     )
 )
@@ -183,10 +200,19 @@ def decode_rows(
     data: Array,
     reader: Array,
     kinds: Array,
+    last: Array,
     neighbours: Array,
-    statistics: Any,
-    memory: Any,
+    known: Array,
+    evidence: Array,
+    log2: Array,
+    cutoff: Int,
+    said: Array,
+    sums: Array,
+    worths: Array,
+    total: Array,
+    part: Array,
     tables: Array,
+    zeros: Array,
     index: Array,
     classes: Array,
     symbols: Array,
@@ -195,63 +221,76 @@ def decode_rows(
 ) -> Int:
     """Decode the rows of one sample; returns how many symbols are not 0, or -1 when the bytes are no stream.
 
-    `reader` is [position, state] of `rans_open`, and is moved on. The lists receive only symbols that are not 0:
+    `reader` is [position, state] of `rans_open`, and is moved on. `zeros` (CLASSES, 2) holds where the interval of
+    symbol 0 begins in each table, and its width: most symbols are 0. The lists receive only symbols that are not 0:
     row r has those from begins[r] up to begins[r + 1], in components below depths[r]. Lists that are too short for
     what the bytes say end in -1 as well.
     """
-    level, weight, own, last, evidence, worth, log2, cutoff = statistics
-    said, sums, worths, total = memory
     components = said.shape[1]
-    part = np.empty(components, np.int32)
+    precision = i64(tables[0])
+    mask = (i64(1) << precision) - 1
     pos, state = reader[0], reader[1]
-    count = 0
+    room = u64(symbols.size)
+    count = u64(0)
     for row in range(1, kinds.size):
-        kind = kinds[row]
-        end = i64(last[kind])
-        begins[row] = count
-        depth = 0
-        said[row] = 0
-        row_context(row, kind, end, neighbours, statistics, memory, part)
-        row_said, row_worth, run_said, run_worth = 0, 0, 0, 0
-        for begin in range(0, end, BLOCK):
+        r, begin_of_row = u64(row), u64(row * components)
+        kind = u64(kinds[r])
+        depth = i64(last[kind])
+        begins[r] = count
+        deepest = u64(0)
+        row_context(row, kind, depth, neighbours, known, said, sums, worths, total, part)
+        row_said, row_worth, run_said, run_worth = i64(0), i64(0), i64(0), i64(0)
+        for begin in range(0, depth, BLOCK):
             run = mean_evidence(run_said, run_worth)
-            run_said -= run_said >> 2
-            run_worth -= run_worth >> 2
-            for k in range(begin, min(begin + BLOCK, end)):
-                c = class_of(part[k], weight[kind, _RUN, k], run)
+            block_said, block_worth = i64(0), i64(0)
+            end = begin + BLOCK
+            for k in range(u64(begin), u64(end if end < depth else depth)):
+                c = class_of(part[k], known[kind, _RUN, k], run)
                 if c < 0:
+                    said[r, k] = 0
                     continue
-                q, pos, state = rans_get(data, pos, state, tables, c)
-                mine = i64(own[kind, k])
-                e = evidence_of(q, mine, i64(level[kind, k]) + cutoff, evidence, log2)
-                said[row, k] = e
-                run_said += e
-                run_worth += worth[mine]
-                row_said += e
-                row_worth += worth[mine]
-                if q != 0:
-                    if count == symbols.size or abs(q) > MAX_SYMBOL:
+                e = i64(known[kind, ZERO_SAYS, k])
+                start, freq = i64(zeros[u64(c), 0]), i64(zeros[u64(c), 1])
+                at = (state & mask) - start
+                if at >= 0 and at < freq:
+                    pos, state = rans_advance(data, pos, state, start, freq, precision)
+                else:
+                    q, pos, state = rans_get(data, pos, state, tables, c)
+                    size = abs(q)
+                    if count == room or size > MAX_SYMBOL or size == 0:
                         return -1
-                    index[count], classes[count], symbols[count] = row * components + k, c, q
-                    count += 1
-                    depth = k + 1
+                    e = evidence_of(q, u64(known[kind, OWN, k]), known[kind, LEVEL, k] + cutoff, evidence, log2)
+                    index[count] = begin_of_row + k
+                    classes[count] = c
+                    symbols[count] = q
+                    count += u64(1)
+                    deepest = k + u64(1)
+                said[r, k] = e
+                block_said += e
+                block_worth += known[kind, WORTH, k]
+            run_said += block_said - (run_said >> 2)
+            run_worth += block_worth - (run_worth >> 2)
+            row_said += block_said
+            row_worth += block_worth
         if pos > data.size:
             return -1
-        depths[row] = depth
-        sums[row] = row_said
-        worths[row] = row_worth
+        for k in range(u64(depth), u64(components)):
+            said[r, k] = 0
+        depths[r] = deepest
+        sums[r] = row_said
+        worths[r] = row_worth
         total[0] += row_said
         total[1] += row_worth
     begins[kinds.size] = count
-    reader[0], reader[1] = pos, state
-    return count
+    reader[0] = pos
+    reader[1] = state
+    return i64(count)
 
 
 @njit(
     types.void(
-        *(types.Array(types.int32, 1, "C", readonly=True), _U16_1R, types.Array(types.int32, 1, "C", readonly=True)),
-        *(types.Array(types.int64, 1, "C", readonly=True), types.int64, types.int64, types.int64, _I32_2R, _F32_2R),
-        *(types.UniTuple(types.float32, 2), types.float32, _F32_2),
+        *(I32_1R, _U16_1R, I32_1R, types.Array(types.int64, 1, "C", readonly=True), types.int64, types.int64),
+        *(types.int64, _I32_2R, _F32_2R, types.float32, types.float32, types.float32, _F32_2),
     )
 )
 def dequantise_rows(
@@ -264,18 +303,20 @@ def dequantise_rows(
     components: Int,
     neighbours: Array,
     centroid: Array,
-    feedback: Any,
+    left: Any,
+    up: Any,
     step: Any,
     field: Array,
 ) -> None:
     """Field (rows + 1, depth) of a group: prediction from left and up plus the decoded values."""
-    field[0] = 0
+    for k in range(u64(field.shape[1])):
+        field[0, k] = 0
     for row in range(first, first + rows):
-        _predict(row, first, neighbours, feedback[0], feedback[1], field)
-        at = row - first + 1
-        for i in range(begins[row], begins[row + 1]):
+        _predict(row, first, neighbours, left, up, field)
+        at, begin_of_row = u64(row - first + 1), row * components
+        for i in range(u64(begins[u64(row)]), u64(begins[u64(row + 1)])):
             q = i64(symbols[i])
             size = abs(q)
-            m = min(size, MAGNITUDES - 1)
-            value = (centroid[classes[i], m] + np.float32(size - m)) * step
-            field[at, i64(index[i]) - row * components] += value if q > 0 else -value
+            m = size if size < MAGNITUDES - 1 else i64(MAGNITUDES - 1)
+            value = (centroid[u64(classes[i]), u64(m)] + np.float32(size - m)) * step
+            field[at, u64(index[i] - begin_of_row)] += value if q > 0 else -value

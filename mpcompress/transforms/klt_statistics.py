@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,14 @@ from mpcompress.transforms.klt_context import (
     CLASS_SHIFT,
     CLASSES,
     FEATURES,
+    KNOWN,
+    LEVEL,
     LEVEL_LIMIT,
+    OWN,
     UNITS,
     WEIGHT_LIMIT,
+    WORTH,
+    ZERO_SAYS,
     log2_table,
 )
 from mpcompress.transforms.klt_model import LEVEL_BUCKETS, KltModel
@@ -44,11 +50,34 @@ class Steps:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What the kernels take, and how many components of each kind may be coded."""
+    """What the kernels take, and how many components of each kind may be coded.
 
-    kernel: tuple[Any, ...]
-    last: list[int]
-    nbytes: int
+    Args:
+        known: int16 (kinds, KNOWN, K), see `klt_context.KNOWN`.
+        ends: int32 (kinds,), how many components may be coded.
+        said: evidence (CLASSES, MAGNITUDES), `log2_table()` and cutoff.
+        worth: int16 (CLASSES,).
+    """
+
+    known: NDArray[np.int16]
+    ends: NDArray[np.int32]
+    said: tuple[NDArray[np.int16], NDArray[np.int16], int]
+    worth: NDArray[np.int16]
+
+    @cached_property
+    def last(self) -> list[int]:
+        """`ends` for Python."""
+        return [int(value) for value in self.ends]
+
+    @cached_property
+    def kernel(self) -> tuple[Any, ...]:
+        """All as `STATISTICS_TYPE`, for kernels that are not in a hurry."""
+        evidence, log2, cutoff = self.said
+        level, weight, own = self.known[:, LEVEL], self.known[:, :FEATURES], self.known[:, OWN]
+        arrays = *(np.ascontiguousarray(part) for part in (level, weight, own)), self.ends, evidence, self.worth, log2
+        for array in arrays:
+            array.flags.writeable = False
+        return (*arrays, cutoff)
 
 
 class StatisticsCache:
@@ -64,7 +93,7 @@ class StatisticsCache:
         if found is None:
             found = self._kept[steps] = statistics_at(self._model, steps)
             while len(self._kept) > 1 and (
-                len(self._kept) > _CACHED or sum(kept.nbytes for kept in self._kept.values()) > _CACHED_BYTES
+                len(self._kept) > _CACHED or sum(kept.known.nbytes for kept in self._kept.values()) > _CACHED_BYTES
             ):
                 self._kept.popitem(last=False)
         else:
@@ -85,21 +114,15 @@ def statistics_at(model: KltModel, steps: Steps) -> Statistics:
         + model.weight_level[bucket]
         + model.weight_component[np.minimum(octave, len(model.weight_component) - 1)]
     )
-    own = np.clip(above >> CLASS_SHIFT, 0, CLASSES - 1).astype(np.int16)
-    level = np.clip(above + weight[..., FEATURES], -LEVEL_LIMIT, LEVEL_LIMIT).astype(np.int16)
-    coded = level >= 0
-    last = np.where(coded.any(1), components - np.argmax(coded[:, ::-1], 1), 0).astype(np.int32)
-    clipped = np.clip(weight[..., :FEATURES], -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int16)
-    arrays: tuple[NDArray[Any], ...] = (
-        level,
-        np.ascontiguousarray(clipped.transpose(0, 2, 1)),
-        own,
-        last,
-        model.evidence,
-        model.worth,
-        log2_table(),
+    known = np.empty((kinds, KNOWN, components), np.int16)
+    np.clip(
+        weight[..., :FEATURES].swapaxes(1, 2), -WEIGHT_LIMIT, WEIGHT_LIMIT, out=known[:, :FEATURES], casting="unsafe"
     )
-    for array in arrays:
+    np.clip(above + weight[..., FEATURES], -LEVEL_LIMIT, LEVEL_LIMIT, out=known[:, LEVEL], casting="unsafe")
+    own = np.clip(above >> CLASS_SHIFT, 0, CLASSES - 1)
+    known[:, OWN], known[:, ZERO_SAYS], known[:, WORTH] = own, model.evidence[own, 0], model.worth[own]
+    coded = known[:, LEVEL] >= 0
+    ends = np.where(coded.any(1), components - np.argmax(coded[:, ::-1], 1), 0).astype(np.int32)
+    for array in (known, ends):
         array.flags.writeable = False
-    nbytes = sum(array.nbytes for array in arrays[:4])
-    return Statistics((*arrays, model.cutoff), [int(value) for value in last], nbytes)
+    return Statistics(known, ends, (model.evidence, log2_table(), model.cutoff), model.worth)

@@ -19,7 +19,8 @@ def test_what_kernels_read_is_within_the_limits(shipped):
     model = shipped[0].model
     for patch in (-3000, -400, 0, 400, 3000):
         for gain in (-1920, 0, 1920):
-            level, weight, own, last, evidence, worth, _, _ = statistics_at(model, Steps(patch, -384, gain)).kernel
+            found = statistics_at(model, Steps(patch, -384, gain))
+            level, weight, own, last, evidence, worth, _, _ = found.kernel
             assert np.abs(level).max() <= kc.LEVEL_LIMIT
             assert np.abs(weight).max() <= kc.WEIGHT_LIMIT
             assert own.min() >= 0
@@ -27,6 +28,8 @@ def test_what_kernels_read_is_within_the_limits(shipped):
             assert 0 <= last.min() <= last.max() <= model.components
             assert np.abs(evidence).max() <= kc.EVIDENCE_LIMIT
             assert worth.min() >= 0
+            assert np.array_equal(found.known[:, kc.ZERO_SAYS], evidence[own, 0])
+            assert np.array_equal(found.known[:, kc.WORTH], worth[own])
 
 
 @pytest.mark.parametrize("worth", [0, 1, 64])

@@ -4,8 +4,9 @@ import json
 import numpy as np
 import pytest
 
+from mpcompress._numba import njit, types
 from mpcompress.codec import QpRange
-from mpcompress.entropy.rans import _collect
+from mpcompress.entropy.primitives import MAX_ESCAPE_INTERVALS, TABLES_TYPE, collect
 from mpcompress.entropy.tables import CdfTables
 from mpcompress.errors import CodecFileError
 from mpcompress.transforms.klt_codec import KltCodec
@@ -216,10 +217,14 @@ def test_arrays_of_a_model_cannot_be_changed(model):
         model.base[0, 0] = 1
 
 
+@njit(types.int64(TABLES_TYPE, types.int64, types.int64, types.uint32[::1], types.uint32[::1]))
+def _intervals(tables, row, symbol, starts, freqs):
+    return collect(starts, freqs, 0, tables, row, symbol)
+
+
 @pytest.mark.parametrize("row", [0, 5, 20, 60, 95])
 def test_costs_are_those_of_the_coder(model, row):
     for size in range(17):
-        starts, freqs = np.empty((2, 64), np.uint32)
-        symbol, where = np.array([size], np.int32), np.array([row], np.uint16)
-        count = _collect(symbol, where, model.tables.packed, starts, freqs)
+        starts, freqs = np.empty((2, MAX_ESCAPE_INTERVALS), np.uint32)
+        count = _intervals(model.tables.packed, row, size, starts, freqs)
         assert -np.log2(freqs[:count] / 65536).sum() == pytest.approx(float(model.cost[row, size]), abs=1e-3)
