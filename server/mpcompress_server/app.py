@@ -40,7 +40,9 @@ _OPTIONS: list[tuple[str, Any]] = [
     # How far a sender may be ahead of what is read. Else gRPC learns a window from the bandwidth, up to 16 MiB for each
     # connection, and fills it for streams that wait for room: memory that no limit counts.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 18),
+    ("grpc.http2.lookahead_bytes", 1 << 19),
+    # In frames of 16 KiB, gRPC's own, a small item comes in a dozen pieces, each copied together with those before it.
+    ("grpc.http2.max_frame_size", 1 << 18),
 ]
 
 
