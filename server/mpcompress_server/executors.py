@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from mpcompress.codec import FeatureCodec
 from mpcompress_server.calls import Call, CallResult, begin_call, run_call
+from mpcompress_server.loop_thread import LoopThread
 
 
 class Executor(Protocol):
@@ -52,8 +52,8 @@ class ThreadExecutor:
         self.on_change: Callable[[], None] = lambda: None
         self._load = load
         self._codec: FeatureCodec | None = None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._second = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-second")
+        self._first = LoopThread(name)
+        self._second = LoopThread(f"{name}-second")
 
     async def start(self) -> None:
         """Loads and warms up."""
@@ -63,20 +63,19 @@ class ThreadExecutor:
             codec.warm_up()
             return codec
 
-        self._codec = await asyncio.get_running_loop().run_in_executor(self._pool, start)
+        self._codec = await self._first.run(start)
 
     async def run(self, call: Call, next_may_begin: Callable[[], None]) -> CallResult:
         """Runs one call in the threads."""
         if self._codec is None:
             raise RuntimeError("run before start")
-        loop = asyncio.get_running_loop()
         if not self._codec.staged:
-            return await loop.run_in_executor(self._pool, run_call, self._codec, call)
-        finish = await loop.run_in_executor(self._pool, begin_call, self._codec, call)
+            return await self._first.run(run_call, self._codec, call)
+        finish = await self._first.run(begin_call, self._codec, call)
         next_may_begin()
-        return await loop.run_in_executor(self._second, finish)
+        return await self._second.run(finish)
 
     async def close(self) -> None:
         """Waits for the running calls: a thread cannot be stopped."""
-        for pool in (self._pool, self._second):
-            await asyncio.get_running_loop().run_in_executor(None, pool.shutdown)
+        for thread in (self._first, self._second):
+            await asyncio.to_thread(thread.close)
