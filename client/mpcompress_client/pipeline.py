@@ -96,7 +96,8 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
                     if slot is None and self._ledger.expire():
                         self._give_up_stream()
                         slot = self._ledger.pop()
-                self._changed.notify_all()
+                if slot is None or self._ledger.may_pull():
+                    self._changed.notify_all()
             if slot is None:
                 break
             assert slot.outcome is not None

@@ -9,6 +9,10 @@ from typing import Generic
 from mpcompress_client.items import RequestT, ResponseT, ResultT
 from mpcompress_client.slot import Slot
 
+# Once all places are taken, this part of them must be free before more items are let in: who fills them wakes up for
+# several, for waking up costs as much as sending a small one.
+_FREE = 4
+
 
 class Window(Generic[RequestT, ResponseT, ResultT]):
     """Bounded, so that neither a slow producer nor a slow consumer makes memory grow; hands out in its order.
@@ -25,13 +29,14 @@ class Window(Generic[RequestT, ResponseT, ResultT]):
         self._ordered = ordered
         self._held = 0
         self._held_bytes = 0
+        self._full = False
         # In order all that are held, else those with an outcome.
         self._next: deque[Slot[RequestT, ResponseT, ResultT]] = deque()
 
     @property
     def has_room(self) -> bool:
         """Whether another item may be held."""
-        return self._held < self._most_items and (not self._held or self._held_bytes < self._most_bytes)
+        return not self._full and (not self._held or self._held_bytes < self._most_bytes)
 
     @property
     def empty(self) -> bool:
@@ -42,6 +47,7 @@ class Window(Generic[RequestT, ResponseT, ResultT]):
         """Takes a new slot."""
         self._held += 1
         self._held_bytes += slot.nbytes
+        self._full = self._held >= self._most_items
         if self._ordered:
             self._next.append(slot)
 
@@ -57,6 +63,7 @@ class Window(Generic[RequestT, ResponseT, ResultT]):
         slot = self._next.popleft()
         self._held -= 1
         self._held_bytes -= slot.nbytes
+        self._full = self._full and self._held > self._most_items - max(1, self._most_items // _FREE)
         return slot
 
     def cut(self) -> None:

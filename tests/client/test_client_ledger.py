@@ -12,6 +12,7 @@ from mpcompress_client import (
     InvalidRequestError,
     ResourceExhaustedError,
     RetryPolicy,
+    ServerError,
     ServerUnavailableError,
 )
 from mpcompress_client.items import CompressItem
@@ -106,6 +107,33 @@ def test_the_time_limit_covers_all_attempts():
     clock.now += 2
     assert ledger.next_to_send() is None
     assert isinstance(ledger.pop().outcome, ServerUnavailableError)
+
+
+@pytest.mark.parametrize(("places", "again"), [(1, 0), (2, 1), (5, 4), (16, 12)])
+def test_a_full_window_takes_several_more_at_once(places, again):
+    ledger, _ = books(look_ahead=places)
+    held = taken = 0
+    while held < places:
+        assert ledger.may_pull()
+        ledger.admit(item())
+        ledger.settle(ledger.next_to_send()[0], ServerError("no"))
+        held += 1
+    while held > again:
+        assert not ledger.may_pull()
+        assert ledger.pop().index == taken
+        held, taken = held - 1, taken + 1
+    assert ledger.may_pull()
+
+
+def test_a_window_full_of_bytes_has_room_as_soon_as_they_are_less():
+    ledger, _ = books(look_ahead_bytes=40)
+    for _ in range(3):
+        assert ledger.may_pull()
+        ledger.admit(item())
+        ledger.settle(ledger.next_to_send()[0], ServerError("no"))
+    assert not ledger.may_pull()
+    ledger.pop()
+    assert ledger.may_pull()
 
 
 def test_an_item_waits_as_long_as_the_server_asked_for():
