@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -54,23 +55,15 @@ class CodedUnit:
         report: pb.CodingReport | None = None,
     ) -> CodedUnit:
         """Makes a unit from what a codec gives; `kind` names the pstate's member of the oneof."""
-        payload = bytes(strings[0]) if len(strings) == 1 else b"".join(strings)
-        header = pb.CodedUnitHeader(
-            format_version=mpc_file.FORMAT_VERSION,
+        maker = UnitMaker(
             codec_id=codec_id,
             bitstream_version=bitstream_version,
             fingerprint=fingerprint,
             arithmetic=arithmetic,
-            ctx_hash=ctx_hash,
             tensors=tensors,
-            stream_bytes=[len(string) for string in strings] if len(strings) != 1 else [],
-            payload_bytes=len(payload),
-            payload_crc32=zlib.crc32(payload),
+            kind=kind,
         )
-        set_pstate(header, kind, pstate)
-        check_header(header)
-        # Not by the constructor: it would make the checksum of these very bytes again.
-        return cls._checked(header, payload, report)
+        return maker.make(pstate=pstate, strings=strings, ctx_hash=ctx_hash, report=report)
 
     @classmethod
     def of_checked_header(
@@ -82,6 +75,7 @@ class CodedUnit:
 
     @classmethod
     def _checked(cls, header: pb.CodedUnitHeader, payload: bytes, report: pb.CodingReport | None) -> CodedUnit:
+        # Not by the constructor: it would make the checksum of these very bytes again.
         unit = object.__new__(cls)
         for name, value in (("header", header), ("payload", payload), ("report", report)):
             object.__setattr__(unit, name, value)
@@ -115,7 +109,7 @@ class CodedUnit:
             count *= side
         return count
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Size of the complete .mpc file, bytes."""
         return mpc_file.size(self.header)
@@ -150,6 +144,69 @@ class CodedUnit:
         return cls.from_bytes(Path(path).read_bytes())
 
 
+class UnitMaker:
+    """Makes units that differ in what a codec gives only; what they have in common is made and checked once.
+
+    Args:
+        codec_id: as in `CodedUnit.build`, as the others.
+        bitstream_version: 1 to 63.
+        fingerprint: 8 bytes.
+        arithmetic: exact or float32.
+        tensors: the specs of what was compressed.
+        kind: the pstate's member of the oneof.
+
+    Raises:
+        WireError: naming the field that no unit can have.
+    """
+
+    def __init__(
+        self,
+        *,
+        codec_id: str,
+        bitstream_version: int,
+        fingerprint: bytes,
+        arithmetic: pb.Arithmetic.ValueType,
+        tensors: Sequence[pb.TensorSpec],
+        kind: str,
+    ) -> None:
+        self._kind = kind
+        self._common = pb.CodedUnitHeader(
+            format_version=mpc_file.FORMAT_VERSION,
+            codec_id=codec_id,
+            bitstream_version=bitstream_version,
+            fingerprint=fingerprint,
+            arithmetic=arithmetic,
+            tensors=tensors,
+        )
+        complete = pb.CodedUnitHeader()
+        complete.CopyFrom(self._common)
+        set_pstate(complete, kind, {})
+        check_header(complete)
+        self._sizes = mpc_file.Sizes(self._common)
+
+    def make(
+        self,
+        *,
+        pstate: dict[str, Any],
+        strings: Sequence[bytes],
+        ctx_hash: bytes = b"",
+        report: pb.CodingReport | None = None,
+    ) -> CodedUnit:
+        """The unit of what a codec gives. Raises WireError for a pstate or hash that no unit has."""
+        payload = bytes(strings[0]) if len(strings) == 1 else b"".join(strings)
+        own = pb.CodedUnitHeader(ctx_hash=ctx_hash)
+        if len(strings) != 1:
+            own.stream_bytes.extend(map(len, strings))
+        set_pstate(own, self._kind, pstate)
+        _check_ctx_hash(own)
+        header = pb.CodedUnitHeader(payload_bytes=len(payload), payload_crc32=zlib.crc32(payload))
+        header.MergeFrom(self._common)
+        header.MergeFrom(own)
+        unit = CodedUnit._checked(header, payload, report)
+        vars(unit)["nbytes"] = self._sizes.of(own, len(payload))
+        return unit
+
+
 def check_header(header: pb.CodedUnitHeader) -> None:
     """Checks a header from anywhere, before its payload is there. Raises WireError naming the field."""
     if header.format_version != mpc_file.FORMAT_VERSION:
@@ -164,8 +221,7 @@ def check_header(header: pb.CodedUnitHeader) -> None:
         raise WireError(f"a fingerprint has {mpc_file.FINGERPRINT_BYTES} bytes", field="unit.fingerprint")
     if header.arithmetic not in (pb.ARITHMETIC_EXACT, pb.ARITHMETIC_FLOAT32):
         raise WireError("the arithmetic is neither exact nor float32", field="unit.arithmetic")
-    if len(header.ctx_hash) not in (0, mpc_file.FINGERPRINT_BYTES):
-        raise WireError(f"a ctx hash has 0 or {mpc_file.FINGERPRINT_BYTES} bytes", field="unit.ctx_hash")
+    _check_ctx_hash(header)
     if not header.tensors:
         raise WireError("a unit has at least one tensor", field="unit.tensors")
     check_specs(header.tensors, "unit.tensors")
@@ -173,6 +229,11 @@ def check_header(header: pb.CodedUnitHeader) -> None:
         raise WireError("the unit has no pstate", field="unit.pstate")
     if header.stream_bytes and sum(header.stream_bytes) != header.payload_bytes:
         raise WireError("the stream sizes do not add up to the payload's", field="unit.stream_bytes")
+
+
+def _check_ctx_hash(header: pb.CodedUnitHeader) -> None:
+    if len(header.ctx_hash) not in (0, mpc_file.FINGERPRINT_BYTES):
+        raise WireError(f"a ctx hash has 0 or {mpc_file.FINGERPRINT_BYTES} bytes", field="unit.ctx_hash")
 
 
 def check_payload(header: pb.CodedUnitHeader, payload: bytes) -> None:

@@ -56,6 +56,23 @@ def size(header: pb.CodedUnitHeader) -> int:
     return sum(map(len, _fields(header))) + header.payload_bytes
 
 
+class Sizes:
+    """Sizes of files whose units have codec, format and tensors in common: what those take is found once.
+
+    Args:
+        common: a checked header with these; what else it has is not looked at.
+    """
+
+    def __init__(self, common: pb.CodedUnitHeader) -> None:
+        self._around = _FIXED.size + len(_pack_id(common.codec_id)) + len(_pack_tensors(common))
+        self._names_bytes = len(_state(pb.CodedUnitHeader(tensors=common.tensors)))
+
+    def of(self, own: pb.CodedUnitHeader, payload_bytes: int) -> int:
+        """As `size`; `own` has a unit's pstate, ctx_hash and the sizes of its streams, when it has several."""
+        state_bytes = _checked_size(self._names_bytes + own.ByteSize())
+        return self._around + len(varint(state_bytes)) + state_bytes + payload_bytes
+
+
 def _fields(header: pb.CodedUnitHeader) -> tuple[bytes, ...]:
     """All of the file but its payload, with a CRC of 0."""
     if not 1 <= header.bitstream_version <= 63:
@@ -64,8 +81,7 @@ def _fields(header: pb.CodedUnitHeader) -> tuple[bytes, ...]:
         raise WireError(f"a fingerprint has {FINGERPRINT_BYTES} bytes", field="unit.fingerprint")
     flags = header.arithmetic | header.bitstream_version << 2
     state = _state(header)
-    if len(state) > _MAX_STATE_BYTES:
-        raise WireError(f"a state of {len(state)} bytes; the limit is {_MAX_STATE_BYTES}", field="unit.pstate")
+    _checked_size(len(state))
     return (
         _FIXED.pack(_MAGIC, _VERSION_BASE | FORMAT_VERSION, 0, header.fingerprint, flags),
         _pack_id(header.codec_id),
@@ -73,6 +89,12 @@ def _fields(header: pb.CodedUnitHeader) -> tuple[bytes, ...]:
         varint(len(state)),
         state,
     )
+
+
+def _checked_size(state_bytes: int) -> int:
+    if state_bytes > _MAX_STATE_BYTES:
+        raise WireError(f"a state of {state_bytes} bytes; the limit is {_MAX_STATE_BYTES}", field="unit.pstate")
+    return state_bytes
 
 
 def read(data: bytes) -> tuple[pb.CodedUnitHeader, bytes]:

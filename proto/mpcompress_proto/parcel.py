@@ -137,14 +137,15 @@ def _find(wire: bytes, at: int, end: int, wanted: Callable[[int], bool]) -> tupl
     for _ in range(_MOST_FIELDS):
         if at >= end:
             break
-        tag, after = _read_varint(wire, at)
+        # Most numbers have one byte, and a call for each would take longer than all else here.
+        tag, after = (wire[at], at + 1) if wire[at] < 0x80 else _read_varint(wire, at)
         if wanted(tag):
             return at, tag, after
         kind = tag & 7
         if kind == 0:
             _, at = _read_varint(wire, after)
         elif kind == _BYTES:
-            size, at = _read_varint(wire, after)
+            size, at = (wire[after], after + 1) if wire[after] < 0x80 else _read_varint(wire, after)
             at += size
         elif kind == 1:
             at = after + 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
@@ -74,7 +75,15 @@ def spec_of(array: Array, name: str = FEATURES) -> pb.TensorSpec:
             "big-endian arrays do not travel; convert with array.astype(array.dtype.newbyteorder('<'))",
             field=f"{name}.dtype",
         )
-    spec = pb.TensorSpec(name=name, dtype=data_type(array.dtype.name, f"{name}.dtype"), shape=array.shape)
+    spec = pb.TensorSpec()
+    spec.CopyFrom(_checked_spec(name, array.dtype, array.shape))
+    return spec
+
+
+@lru_cache(maxsize=256)
+def _checked_spec(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> pb.TensorSpec:
+    """For copying: the items of a stream are usually all of one kind."""
+    spec = pb.TensorSpec(name=name, dtype=data_type(dtype.name, f"{name}.dtype"), shape=shape)
     check_spec(spec, name)
     return spec
 

@@ -109,9 +109,7 @@ class ActiveItems:
             self._counters.cancelled["call", "reserving"] += 1
             raise
         self._active[item.id] = item
-        item.timer = asyncio.get_running_loop().call_at(
-            item.deadline, self.fail, item, ItemTimeoutError("the item's timeout ran out")
-        )
+        item.timer = asyncio.get_running_loop().call_at(item.deadline, self._late, item)
         if self._closed is not None:  # while it waited
             self._forget(item)
             item.release()
@@ -235,6 +233,9 @@ class ActiveItems:
             self.late.add(item.id)
         self._forget(item)
         self._answer_error(item.id, error)
+
+    def _late(self, item: Item) -> None:
+        self.fail(item, ItemTimeoutError("the item's timeout ran out"))
 
     def refuse(self, item_id: int, error: Exception) -> None:
         """Answers an item that never became one."""

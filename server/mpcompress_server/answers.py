@@ -37,7 +37,10 @@ def _compressed(
     item_id: int, unit: pb.CodedUnitHeader, report: pb.CodingReport, payload: memoryview
 ) -> Iterator[Parcel[pb.CompressResponse]]:
     inline = len(payload) <= MAX_INLINE_BYTES
-    message = pb.CompressResponse(item_id=item_id, result=pb.CompressedItem(unit=unit, report=report))
+    message = pb.CompressResponse(item_id=item_id)
+    # Not as arguments: those are copied once more for each message around them.
+    message.result.unit.CopyFrom(unit)
+    message.result.report.CopyFrom(report)
     yield Parcel(message, payload if inline else b"")
     if not inline:
         for _, offset, view in cuts([payload]):

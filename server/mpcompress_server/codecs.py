@@ -94,6 +94,10 @@ class CodecSet:
     def __iter__(self) -> Iterator[LoadedCodec]:
         return iter(self._by_id.values())
 
+    def get(self, codec_id: str) -> LoadedCodec | None:
+        """The codec of that id, if there is one."""
+        return self._by_id.get(codec_id)
+
     def find(self, codec_id: str) -> LoadedCodec:
         """The codec of that id. Raises UnknownCodecError."""
         if codec_id not in self._by_id:

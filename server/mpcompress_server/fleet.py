@@ -188,10 +188,9 @@ class Fleet:
 
     def expected_s(self, codec_id: str, stream: Hashable, size_class: Hashable) -> float:
         """Seconds until a job that came now would be done, as far as that is known."""
-        for running in self._current():
-            if running.codec_id == codec_id:
-                return running.scheduler.expected_s(codec_id, stream, size_class)
-        return 0.0
+        loaded = self.codecs.get(codec_id)
+        running = None if loaded is None else self._running.get(loaded)
+        return 0.0 if running is None else running.scheduler.expected_s(codec_id, stream, size_class)
 
     async def close(self) -> None:
         """Closes all codecs, whatever they do."""

@@ -78,9 +78,16 @@ class Line:
         """Adds a job. Returns how many go before it when none joins."""
         job.queued_at = self._clock()
         job.expected_s = self._service_s.get(job.size_class, 0.0)
-        own = self._streams.setdefault(job.stream, _Waiting())
+        own = self._streams.get(job.stream)
+        if own is None:
+            own = self._streams[job.stream] = _Waiting()
         own.add(job)
-        self._keys.setdefault(job.key, OrderedDict()).setdefault(job.stream, _Waiting()).add(job)
+        streams = self._keys.get(job.key)
+        if streams is None:
+            streams = self._keys[job.key] = OrderedDict()
+        if job.stream not in streams:
+            streams[job.stream] = _Waiting()
+        streams[job.stream].add(job)
         self._counts[job.key] = self._counts.get(job.key, 0) + 1
         self._wake.set()
         place = len(own.jobs) - 1

@@ -6,14 +6,14 @@ how the result travels back.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mpcompress.codec import Array, Coded, FeatureCodec, TensorPort, TensorSpec
 from mpcompress.errors import InvalidInputError
-from mpcompress_proto import mpc_file
-from mpcompress_proto.coded_unit import CodedUnit, check_header, check_payload, split_payload
+from mpcompress_proto.coded_unit import UnitMaker, check_header, check_payload, split_payload
 from mpcompress_proto.errors import WireError
 from mpcompress_proto.parcel import COMPRESS_REQUEST, COMPRESS_RESPONSE, DECOMPRESS_REQUEST, DECOMPRESS_RESPONSE, Wire
 from mpcompress_proto.tensors import check_specs, dtype_name, dtype_named, shaped, wire_view
@@ -23,6 +23,7 @@ from mpcompress_server import messages as convert
 from mpcompress_server.answers import Answer
 from mpcompress_server.codecs import LoadedCodec
 from mpcompress_server.errors import ItemTooLargeError
+from mpcompress_server.outlines import BatchKey, Outline, Outlines, said_by
 from mpcompress_server.plan import Plan
 from mpcompress_server.routing import LocalRoute, RemoteRoute, Router
 from mpcompress_server.scheduler import CompressWork, DecompressWork, Finished
@@ -66,48 +67,30 @@ class CompressOperation:
     def __init__(self, router: Router, limits: Limits) -> None:
         self._router = router
         self._limits = limits
+        self._outlines = Outlines()
 
     def plan(self, header: pb.CompressHeader) -> Plan:
-        """Checks the specs, finds the codec and lets it resolve the parameters."""
-        if not header.tensors:
-            raise WireError("an item has at least one tensor", field="tensors")
-        sizes = check_specs(header.tensors, "tensors")
-        _check_room(sum(sizes), self._limits, "tensors")
+        """Checks the specs, finds the codec and lets it resolve the parameters, unless it has for an equal header."""
+        said = said_by(header)
+        known = self._outlines.find(said)
+        sizes = self._checked_sizes(header) if known is None else known.sizes
         route = self._router.for_compress(header.codec_id)
         match route:
             case RemoteRoute():
                 return remote_plans.compress_plan(header, route, sizes)
             case LocalRoute():
-                return self._local(header, route.loaded, sizes)
+                codec = route.loaded.ready()
+                if known is None or known.loaded() is not route.loaded:
+                    known = _outline(header, route.loaded, codec, sizes)
+                    self._outlines.keep(said, known)
+                return _compress_plan(header.item_id, route.loaded, known)
 
-    def _local(self, header: pb.CompressHeader, loaded: LoadedCodec, sizes: list[int]) -> Plan:
-        codec = loaded.ready()
-        specs = convert.specs_of(header.tensors)
-        _check_names(specs, codec.inputs, "tensors")
-        params = codec.resolve(specs, convert.params_of(header.params, codec))
-        wanted = [spec for spec in specs if spec.name == codec.inputs[0].name]
-        item_id = header.item_id
-
-        def work(buffers: list[Array]) -> CompressWork:
-            return CompressWork(tensors=_arrays(buffers, specs), params=params)
-
-        def answer(finished: Finished) -> Answer:
-            assert isinstance(finished.outcome, Coded)
-            unit = _unit(codec, wanted, finished.outcome, finished.coding_s)
-            assert unit.report is not None
-            return answers.compressed(item_id, unit.header, unit.report, memoryview(unit.payload))
-
-        # No codec gives more than its features as they came, but for the few bytes that every item has anyway.
-        result_bytes = sum(convert.nbytes(spec) for spec in wanted)
-        return Plan(
-            loaded=loaded,
-            sizes=sizes,
-            result_bytes=result_bytes,
-            compress=True,
-            key=(self.name, codec.batch_key(specs, params)),
-            work=work,
-            answer=answer,
-        )
+    def _checked_sizes(self, header: pb.CompressHeader) -> list[int]:
+        if not header.tensors:
+            raise WireError("an item has at least one tensor", field="tensors")
+        sizes = check_specs(header.tensors, "tensors")
+        _check_room(sum(sizes), self._limits, "tensors")
+        return sizes
 
     def piece(self, kind: str, chunk: pb.TensorChunk, data: bytes | memoryview) -> Piece:
         """A tensor's bytes."""
@@ -173,7 +156,7 @@ class DecompressOperation:
             sizes=sizes,
             result_bytes=result_bytes,
             compress=False,
-            key=(self.name, codec.batch_key(outputs, None)),
+            key=BatchKey((self.name, codec.batch_key(outputs, None))),
             work=work,
             answer=answer,
         )
@@ -223,20 +206,47 @@ def _wanted(outputs: Sequence[TensorSpec], dtype: pb.DataType.ValueType) -> tupl
     return tuple(TensorSpec(name=spec.name, dtype=name, shape=spec.shape) for spec in outputs)
 
 
-def _unit(codec: FeatureCodec, specs: Sequence[TensorSpec], coded: Coded, coding_s: float) -> CodedUnit:
-    unit = CodedUnit.build(
-        codec_id=codec.id,
-        bitstream_version=codec.bitstream_version,
-        fingerprint=codec.fingerprint,
-        arithmetic=convert.ARITHMETIC[codec.arithmetic],
-        tensors=[convert.spec_message(spec) for spec in specs],
-        kind=codec.pstate_kind,
-        pstate=coded.pstate,
-        strings=coded.strings,
-        ctx_hash=coded.ctx_hash,
-        report=pb.CodingReport(),
+def _outline(header: pb.CompressHeader, loaded: LoadedCodec, codec: FeatureCodec, sizes: list[int]) -> Outline:
+    specs = convert.specs_of(header.tensors)
+    _check_names(specs, codec.inputs, "tensors")
+    params = codec.resolve(specs, convert.params_of(header.params, codec))
+    wanted = [spec for spec in specs if spec.name == codec.inputs[0].name]
+    return Outline(
+        loaded=weakref.ref(loaded),
+        sizes=sizes,
+        specs=specs,
+        params=params,
+        # No codec gives more than its features as they came, but for the few bytes that every item has anyway.
+        result_bytes=sum(convert.nbytes(spec) for spec in wanted),
+        key=BatchKey((CompressOperation.name, codec.batch_key(specs, params))),
+        units=UnitMaker(
+            codec_id=codec.id,
+            bitstream_version=codec.bitstream_version,
+            fingerprint=codec.fingerprint,
+            arithmetic=convert.ARITHMETIC[codec.arithmetic],
+            tensors=[convert.spec_message(spec) for spec in wanted],
+            kind=codec.pstate_kind,
+        ),
     )
-    assert unit.report is not None
-    bpfp = 8 * mpc_file.size(unit.header) / unit.elements
-    unit.report.CopyFrom(convert.report_message(coded.report, bpfp, coding_s))
-    return unit
+
+
+def _compress_plan(item_id: int, loaded: LoadedCodec, outline: Outline) -> Plan:
+    def work(buffers: list[Array]) -> CompressWork:
+        return CompressWork(tensors=_arrays(buffers, outline.specs), params=outline.params)
+
+    def answer(finished: Finished) -> Answer:
+        coded = finished.outcome
+        assert isinstance(coded, Coded)
+        unit = outline.units.make(pstate=coded.pstate, strings=coded.strings, ctx_hash=coded.ctx_hash)
+        report = convert.report_message(coded.report, unit.bpfp, finished.coding_s)
+        return answers.compressed(item_id, unit.header, report, memoryview(unit.payload))
+
+    return Plan(
+        loaded=loaded,
+        sizes=outline.sizes,
+        result_bytes=outline.result_bytes,
+        compress=True,
+        key=outline.key,
+        work=work,
+        answer=answer,
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from mpcompress_proto.coded_unit import CodedUnit
+from mpcompress_proto.coded_unit import CodedUnit, UnitMaker
 from mpcompress_proto.errors import CorruptUnitError, MPCompressError, WireError
 from mpcompress_proto.pstate import KINDS, get_pstate, set_pstate
 from mpcompress_proto.tensors import spec_of
@@ -138,6 +138,42 @@ def test_a_unit_knows_itself():
     assert unit.pstate == {"qp_eighths": 8, "gain_eighths": 0}
     assert "klt-x" in repr(unit)
     assert "abcdefg" not in repr(unit)
+
+
+def test_a_maker_makes_what_build_does_again_and_again():
+    common = {
+        "codec_id": "klt-x",
+        "bitstream_version": 1,
+        "fingerprint": b"12345678",
+        "arithmetic": pb.ARITHMETIC_EXACT,
+        "tensors": [spec_of(np.zeros((3, 4), np.float32)), spec_of(np.zeros(300, np.int8), "more")],
+        "kind": "klt",
+    }
+    maker = UnitMaker(**common)
+    for own in (
+        {"pstate": {"qp_eighths": 8}, "strings": [b"abc", b"defg"]},
+        {"pstate": {"qp_eighths": 500, "gain_eighths": 3}, "strings": [bytes(300)], "ctx_hash": b"context!"},
+        {"pstate": {}, "strings": []},
+    ):
+        made, built = maker.make(**own), CodedUnit.build(**common, **own)
+        assert made == built
+        assert made.nbytes == len(made.to_bytes()) == CodedUnit.from_bytes(built.to_bytes()).nbytes
+
+
+def test_a_maker_refuses_what_no_unit_has():
+    good = {"codec_id": "x", "bitstream_version": 1, "fingerprint": bytes(8), "arithmetic": pb.ARITHMETIC_EXACT}
+    good |= {"tensors": [spec_of(np.zeros(3, np.float32))], "kind": "klt"}
+    for name, bad in (("codec_id", "X"), ("bitstream_version", 64), ("fingerprint", b""), ("tensors", [])):
+        with pytest.raises(WireError) as caught:
+            UnitMaker(**{**good, name: bad})
+        assert caught.value.field == f"unit.{name}"
+    with pytest.raises(WireError, match="unknown kind"):
+        UnitMaker(**{**good, "kind": "nothing"})
+    maker = UnitMaker(**good)
+    with pytest.raises(WireError, match="unknown key"):
+        maker.make(pstate={"nothing": 1}, strings=[b""])
+    with pytest.raises(WireError, match="ctx hash"):
+        maker.make(pstate={}, strings=[b""], ctx_hash=b"short")
 
 
 def test_one_stream_or_none():

@@ -15,7 +15,7 @@ from mpcompress.codec import CodingParams
 from mpcompress.registry import CodecSpec
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
-from mpcompress_server import operations
+from mpcompress_server import messages, operations
 from mpcompress_server.calls import CompressCall, begin_call
 from mpcompress_server.dropping import DroppedError
 
@@ -87,22 +87,21 @@ async def test_every_cause_at_every_stage(start_server, connect, gates, cause, s
     assert (await compress_one(connect(server), features(6))).payload == features(6).tobytes()
 
 
-@pytest.mark.parametrize(("stage", "held"), [("checking", "shaped"), ("answering", "mpc_file")])
-async def test_large_items_can_be_given_up_off_the_event_loop_too(start_server, connect, monkeypatch, stage, held):
+@pytest.mark.parametrize(
+    ("stage", "module", "name"), [("checking", operations, "shaped"), ("answering", messages, "report_message")]
+)
+async def test_large_items_can_be_given_up_off_the_event_loop_too(
+    start_server, connect, monkeypatch, stage, module, name
+):
     """What is done to their bytes before and after the codec is done in a thread, which is held here."""
-    gate, original = Gate(), getattr(operations, held)
+    gate, original = Gate(), getattr(module, name)
 
-    class Held:
-        def __call__(self, *arguments):
-            gate.pass_through()
-            return original(*arguments)
-
-        def size(self, *arguments):
-            gate.pass_through()
-            return original.size(*arguments)
+    def held(*arguments):
+        gate.pass_through()
+        return original(*arguments)
 
     server = await start_server([{"id": "store", "family": "test_bytes"}])
-    monkeypatch.setattr(operations, held, Held())
+    monkeypatch.setattr(module, name, held)
     call = pb_grpc.CompressionServiceStub(connect(server)).Compress()
     for message in compress_messages(1, features(300_000)):
         await call.write(message)
