@@ -111,31 +111,27 @@ def rans_get_bits(data: Array, pos: Int, state: Int, bits: Int, precision: Int) 
 
 
 @njit()
-def _get_distance(data: Array, pos: Int, state: Int, precision: Int) -> tuple[Int, Int, Int]:
-    length = 0
-    while True:
-        bit, pos, state = rans_get_bits(data, pos, state, np.int64(1), precision)
-        if bit:
-            break
-        length += 1
-        if length == 32:
-            return 0, data.size + 2, state
-    value = 1
-    while length > 0:
-        bits = 8 if length > 8 else length
-        piece, pos, state = rans_get_bits(data, pos, state, bits, precision)
-        value = value << bits | piece
-        length -= bits
-    return value - 1, pos, state
-
-
-@njit()
 def _get_escaped(data: Array, pos: Int, state: Int, low: Int, high: Int, precision: Int) -> tuple[Int, Int, Int]:
-    above, pos, state = rans_get_bits(data, pos, state, np.int64(1), precision)
-    distance, pos, state = _get_distance(data, pos, state, precision)
-    symbol = high + distance if above else low - 1 - distance
+    value, length, above, bits = np.int64(1), np.int64(-1), np.int64(0), np.int64(1)
+    prefix = True
+    while prefix or length > 0:
+        piece, pos, state = rans_get_bits(data, pos, state, bits, precision)
+        if not prefix:
+            value = value << bits | piece
+            length -= bits
+        elif length < 0:
+            above, length = piece, np.int64(0)
+        elif piece:
+            prefix = False
+        else:
+            length += 1
+            if length == 32:
+                return np.int64(0), data.size + 2, state
+        if not prefix:
+            bits = np.int64(8) if length > 8 else length
+    symbol = high + value - 1 if above else low - value
     if symbol < -(1 << 31) or symbol >= 1 << 31:
-        return 0, data.size + 2, state
+        return np.int64(0), data.size + 2, state
     return symbol, pos, state
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LARGEST_GROUP", "Basis", "Predictor", "group_starts", "orthonormal", "to_bytes"]
+__all__ = ["LARGEST_GROUP", "Bases", "Predictor", "group_starts", "orthonormal", "to_bytes"]
 
 LARGEST_GROUP = 1024
 _SPLIT_GROUP = 512
@@ -52,43 +52,50 @@ def orthonormal(rows: NDArray[np.int8]) -> FloatArray:
     return x
 
 
-class Basis:
-    """One basis ready for use: float32 components of tokens and back.
+class Bases:
+    """All bases of a codec ready for use.
 
     Args:
-        rows: int8 (K, G).
-        group: uint8 (K,), group of each component.
+        stored: int8 (S, K, G).
+        group: uint8 (S, K), group of each component.
         starts: of the groups, and the end.
+
+    Attributes:
+        rows: float32 (S * K, G), those of a basis after one another, in it those of a group of channels.
+        place: int32 (S, K), where among the rows of its basis each component is.
+        group: int32 (S, K).
+        starts: int64, of the groups, and the end.
     """
 
-    def __init__(self, rows: NDArray[np.int8], group: NDArray[np.uint8], starts: list[int]) -> None:
-        self._parts: list[tuple[slice, NDArray[np.int64], FloatArray]] = []
-        for number, (start, end) in enumerate(pairwise(starts)):
-            members = np.flatnonzero(group == number)
-            part = np.ascontiguousarray(orthonormal(rows[members, : end - start]))
-            self._parts.append((slice(start, end), members, part))
-        self._channels = starts[-1]
+    def __init__(self, stored: NDArray[np.int8], group: NDArray[np.uint8], starts: list[int]) -> None:
+        slots, self._components, width = stored.shape
+        self.rows = np.zeros((slots * self._components, width), np.float32)
+        self.place = np.empty((slots, self._components), np.int32)
+        self.group = group.astype(np.int32)
+        self.starts = np.array(starts, np.int64)
+        self._parts: list[list[tuple[slice, NDArray[np.int64], FloatArray]]] = []
+        for slot in range(slots):
+            begin, parts = 0, []
+            for number, (start, end) in enumerate(pairwise(starts)):
+                members = np.flatnonzero(group[slot] == number)
+                at = slot * self._components + begin
+                part = self.rows[at : at + members.size, : end - start]
+                part[...] = orthonormal(stored[slot, members, : end - start])
+                self.place[slot, members] = np.arange(begin, begin + members.size)
+                parts.append((slice(start, end), members, part))
+                begin += members.size
+            self._parts.append(parts)
 
-    def forward(self, x: FloatArray, depth: int) -> FloatArray:
-        """Tokens (n, C) to their first `depth` components (n, depth)."""
-        if len(self._parts) == 1:
-            return np.asarray(x @ self._parts[0][2][:depth].T)
+    def forward(self, slot: int, x: FloatArray, depth: int) -> FloatArray:
+        """Tokens (n, C) to their first `depth` components (n, depth) in one basis."""
+        parts = self._parts[slot]
+        if len(parts) == 1:
+            return np.asarray(x @ parts[0][2][:depth].T)
         y = np.empty((len(x), depth), np.float32)
-        for channels, members, part in self._parts:
+        for channels, members, part in parts:
             count = int(np.searchsorted(members, depth))
             y[:, members[:count]] = x[:, channels] @ part[:count].T
         return y
-
-    def inverse(self, y: FloatArray) -> FloatArray:
-        """The first components (n, depth) to tokens (n, C)."""
-        depth = y.shape[1]
-        if len(self._parts) == 1:
-            return np.asarray(y @ self._parts[0][2][:depth])
-        x = np.empty((len(y), self._channels), np.float32)
-        for channels, members, part in self._parts:
-            count = int(np.searchsorted(members, depth))
-            x[:, channels] = y[:, members[:count]] @ part[:count]
-        return x
 
 
 class Predictor:

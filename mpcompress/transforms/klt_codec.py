@@ -32,14 +32,14 @@ from mpcompress.codec import (
 )
 from mpcompress.errors import CodecFileError, CorruptBitstreamError, NonFiniteError
 from mpcompress.registry import CodecSpec
-from mpcompress.transforms.half import widen
+from mpcompress.transforms.half import narrow, widen
 from mpcompress.transforms.klt_decoder import Decoded, StreamReader, Synthesis
 from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_model import BITSTREAM_VERSION, FAMILY, KltModel
 from mpcompress.transforms.klt_model_file import read_model, write_model
 from mpcompress.transforms.klt_search import Item, search
-from mpcompress.transforms.klt_state import DTYPES, Shape, read_state, resolve_params, write_state
+from mpcompress.transforms.klt_state import DTYPES, KltState, Shape, read_state, resolve_params, write_state
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
 from mpcompress.transforms.scratch import Scratch
 
@@ -193,24 +193,29 @@ class KltCodec(FeatureCodec):
     def read_symbols(self, unit: Unit) -> list[Decoded]:
         """The symbols of each sample of a unit, for those who look into streams."""
         state, _, shape = read_state(self.model, unit)
+        return self._symbols(unit, state, shape)[0]
+
+    def _symbols(self, unit: Unit, state: KltState, shape: Shape) -> tuple[list[Decoded], Steps]:
         steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
         plans = [self._engine.plan(state.prefix, state.height, state.width, 0)] * shape.samples
         if state.far:
             far = [state.far_of(sample).size for sample in range(shape.samples)]
             plans = [self._engine.plan(state.prefix, state.height, state.width, count) for count in far]
-        return self._reader.read(unit.strings[0], plans, self._reader_statistics.at(steps))
+        return self._reader.read(unit.strings[0], plans, self._reader_statistics.at(steps)), steps
 
     def _decoded(self, unit: Unit) -> Callable[[], dict[str, Array]]:
         """Symbols of a unit; the result turns them into features."""
-        decoded = self.read_symbols(unit)
         state, spec, shape = read_state(self.model, unit)
-        steps = Steps.of(self.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
+        decoded, steps = self._symbols(unit, state, shape)
 
         def synthesise() -> dict[str, Array]:
             dtype, largest = _DTYPES[spec.dtype], _LARGEST[spec.dtype]
             out = np.empty((shape.samples, shape.tokens, shape.channels), dtype)
             for number, sample in enumerate(decoded):
                 x_hat = self._synthesis.features(sample, steps, state.far_of(number))
+                if dtype == np.float16:
+                    narrow(x_hat, out[number])
+                    continue
                 if dtype.itemsize == 2 and not (x_hat.max() <= largest and x_hat.min() >= -largest):
                     np.clip(x_hat, -largest, largest, out=x_hat)
                 out[number] = x_hat

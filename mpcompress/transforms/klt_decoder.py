@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from mpcompress.entropy.primitives import STATE_LOW
 from mpcompress.entropy.tables import CDF_BEGIN, CdfTables
 from mpcompress.errors import CorruptBitstreamError
-from mpcompress.transforms.klt_context import Memory, new_memory
+from mpcompress.transforms.klt_context import MAGNITUDES, Memory, new_memory
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_haar import merge
-from mpcompress.transforms.klt_kernels import decode_rows, dequantise_rows
+from mpcompress.transforms.klt_kernels import decode_rows
 from mpcompress.transforms.klt_pyramid import Plan
 from mpcompress.transforms.klt_statistics import Statistics, Steps
 from mpcompress.transforms.scratch import Scratch
@@ -106,56 +106,48 @@ class Synthesis:
         """Float32 (L, C), valid until the next call; `far` are the far tokens among the patches."""
         engine, plan = self._engine, decoded.plan
         prefix, channels = plan.prefix, engine.model.channels
+        tokens = self._scratch.take("rows", plan.rows + 1, channels)
+        tokens[0] = 0
+        lists = decoded.index, decoded.classes, decoded.values, decoded.begins
+        engine.invert(lists, plan, 1, plan.rows + 1, steps, tokens)
         out = self._scratch.take("features", prefix + plan.h * plan.w, channels)
-        root = self._field(decoded, 1, 1, steps, prefix=False)
-        for number in range(prefix):
-            known = number < len(engine.predictors)
-            row = 2 + number
-            field = self._field(decoded, row, 1, steps, prefix=known)
-            out[number] = engine.bases[plan.kind[row]].inverse(field[1:])[0]
-            if known:
-                out[number] += engine.predictors[number](root[1])
-        self._grid(decoded, steps, engine.root.inverse(root[1:]).reshape(1, 1, -1), out[prefix:])
-        out[:prefix] += engine.head_mean(prefix)
+        known = min(prefix, len(engine.predictors))
+        np.add(tokens[2 : 2 + prefix], engine.head_mean(prefix), out=out[:prefix])
+        if known:
+            root = self._root(decoded, steps)
+            for number in range(known):
+                out[number] += engine.predictors[number](root)
+        self._grid(plan, tokens, out[prefix:])
         out[prefix:] += engine.patch_mean(plan.h, plan.w)
         if far.size:
-            field = self._field(decoded, plan.rows - far.size + 1, far.size, steps, prefix=False)
-            out[prefix + far] = engine.far.inverse(field[1:]) + engine.model.far_mean
+            out[prefix + far] = tokens[plan.rows + 1 - far.size :] + engine.model.far_mean
         return out
 
-    def _grid(self, decoded: Decoded, steps: Steps, low: FloatArray, out: FloatArray) -> None:
-        """Low-pass (1, 1, C) and all levels to the patches (h * w, C), without means."""
-        engine, plan, channels = self._engine, decoded.plan, out.shape[1]
+    def _grid(self, plan: Plan, tokens: FloatArray, out: FloatArray) -> None:
+        """Rows (rows + 1, C), which are changed, to the patches (h * w, C), without means."""
+        engine, channels = self._engine, out.shape[1]
+        low = tokens[1].reshape(1, 1, channels)
         for level in plan.levels:
-            details = []
-            for orientation in range(3):
-                first, rows = level.first[orientation], level.first[orientation + 1] - level.first[orientation]
-                shape = *level.shape(orientation), channels
-                field = self._field(decoded, first, rows, steps, prefix=False) if rows else None
-                if field is None or not field.shape[1]:
-                    details.append(np.zeros(shape, np.float32))
-                else:
-                    part = engine.bases[plan.kind[first]].inverse(field[1:])
-                    details.append(np.ascontiguousarray(part).reshape(shape))
+            details = [tokens[level.first[o] : level.first[o + 1]].reshape(*level.shape(o), channels) for o in range(3)]
             engine.take_slope(level, low, details, 1)
-            finest = level.depth == 0
-            target = out.reshape(plan.h, plan.w, channels) if finest else np.empty((level.h, level.w, channels), "f4")
+            if level.depth == 0:
+                target = out.reshape(plan.h, plan.w, channels)
+            else:
+                target = self._scratch.take(f"level {level.depth}", level.h, level.w, channels)
             merge(low, details[0], details[1], details[2], level.y_low, level.x_low, target)
             low = target
         if not plan.levels:
             out[...] = low.reshape(1, -1)
 
-    def _field(self, decoded: Decoded, first: int, rows: int, steps: Steps, *, prefix: bool) -> FloatArray:
-        """(rows + 1, depth) values of a group; row 0 is zero."""
-        engine, plan = self._engine, decoded.plan
-        depth = int(decoded.depths[first : first + rows].max())
-        field = np.empty((rows + 1, depth), np.float32)
-        left, up = engine.feedback[plan.kind[first]]
-        dequantise_rows(
-            *(decoded.index, decoded.classes, decoded.values, decoded.begins, first, rows, engine.model.components),
-            *(plan.neighbours, engine.model.centroid, left, up, steps.size(prefix=prefix), field),
-        )
-        return field
+    def _root(self, decoded: Decoded, steps: Steps) -> FloatArray:
+        """Components (depth,) of the root."""
+        model, own = self._engine.model, slice(int(decoded.begins[1]), int(decoded.begins[2]))
+        size = np.abs(decoded.values[own])
+        entry = np.minimum(size, MAGNITUDES - 1)
+        value = model.centroid[decoded.classes[own], entry] + (size - entry).astype(np.float32)
+        root = np.zeros(int(decoded.depths[1]), np.float32)
+        root[decoded.index[own] - model.components] = np.copysign(value, decoded.values[own]) * steps.size(prefix=False)
+        return root
 
 
 def _corrupt(size: int) -> CorruptBitstreamError:

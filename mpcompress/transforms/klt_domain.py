@@ -7,6 +7,10 @@ the components. That all are larger or smaller, as those of smooth or busy pictu
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,10 +36,10 @@ class Domain:
 
     def __init__(self, model: KltModel) -> None:
         self._model = model
-        self._bands = np.array(bands_of(model.components))
+        self._bands = bands_of(model.components)
         self._spent: Double = np.zeros((model.kinds, BANDS))
-        self._known = np.full(model.kinds, BANDS)
-        self._rows = np.zeros(model.kinds, np.int64)
+        self._known = [BANDS] * model.kinds
+        self._rows = [0] * model.kinds
         self._first = 1 + model.prefix_tokens
         self._end = self._first + 3 * min(_LEVELS, model.depth)
 
@@ -45,15 +49,19 @@ class Domain:
         if not self._first <= kind < self._end:
             return
         depth = group.x.shape[1]
-        spent = np.einsum("nk,nk->k", group.x, group.x)
-        starts = self._bands[: int(np.searchsorted(self._bands, depth))]
-        by_band = np.add.reduceat(spent, starts, dtype=np.float64) if starts.size else np.zeros(0)
-        last = int(np.searchsorted(self._bands, depth, side="right")) - 1
-        if last < BANDS:  # what was not transformed counts with the band where it begins
-            by_band = by_band[:last]
-            self._spent[kind, last] += max(group.energy - float(by_band.sum()), 0.0)
-        self._spent[kind, : by_band.size] += by_band
-        self._known[kind] = min(int(self._known[kind]), last + 1)
+        whole = bisect_left(self._bands, depth)  # bands that begin below the depth
+        last = bisect_right(self._bands, depth) - 1  # and what is not known whole
+        spent = self._spent[kind]
+        if whole:
+            by_component = np.einsum("nk,nk->k", group.x, group.x)
+            by_band = np.add.reduceat(by_component, self._bands[:whole], dtype=np.float64)
+            if last < BANDS:  # what was not transformed counts with the band where it begins
+                spent[last] += max(group.energy - float(by_band[:last].sum()), 0.0)
+                by_band = by_band[:last]
+            spent[: by_band.size] += by_band
+        elif last < BANDS:
+            spent[last] += group.energy
+        self._known[kind] = min(self._known[kind], last + 1)
         self._rows[kind] += len(group.x)
 
     @property
@@ -68,28 +76,28 @@ class Domain:
         A distance of 1 is typical; None, and 0, when there are too few rows to tell.
         """
         found = self._ratios()
-        if found is None:
+        if not found:
             return None, 0
         found.sort()
-        median = float(found[found.size // 2])
-        distance = float(np.abs(found - median).mean()) + _SCALE_SHARE * abs(median)
+        median = found[len(found) // 2]
+        distance = sum(abs(ratio - median) for ratio in found) / len(found) + _SCALE_SHARE * abs(median)
         return distance / self._model.domain_typical, round(24 * median)
 
-    def _ratios(self) -> Double | None:
+    def _ratios(self) -> list[float]:
         """log2 of energies over expected ones, of all bands that both know."""
-        kinds = slice(self._first, self._end)
-        rows = self._rows[kinds]
-        if int(rows.sum()) < _LEAST_ROWS:
-            return None
-        seen = self._spent[kinds] / np.maximum(rows, 1)[:, None]
-        expected = self._model.energy[kinds].astype(np.float64) * np.diff(self._bands)
-        # The last band that is known stands for all the rest.
-        last = self._known[kinds, None] - 1
-        at = np.arange(BANDS)
-        both = np.stack([seen, expected])
-        both = np.where(at == last, both[..., ::-1].cumsum(axis=-1)[..., ::-1], both)
-        usable = (at <= last) & (rows[:, None] > 0) & (both[1] > 0)
-        if not usable.any():
-            return None
-        ratios: Double = np.log2(np.minimum(np.maximum(both[0, usable] / both[1, usable], 1e-12), 1e12))
+        if sum(self._rows[self._first : self._end]) < _LEAST_ROWS:
+            return []
+        sizes = [float(end - begin) for begin, end in pairwise(self._bands)]
+        ratios = []
+        for kind in range(self._first, self._end):
+            rows, last = self._rows[kind], self._known[kind] - 1
+            if not rows:
+                continue
+            spent = self._spent[kind].tolist()
+            expected = [mean * size for mean, size in zip(self._model.energy[kind].tolist(), sizes, strict=True)]
+            # The last band that is known stands for all the rest.
+            spent[last:], expected[last:] = [sum(spent[last:])], [sum(expected[last:])]
+            for seen, usual in zip(spent, expected, strict=True):
+                if usual > 0:
+                    ratios.append(math.log2(min(max(seen / rows / usual, 1e-12), 1e12)))
         return ratios

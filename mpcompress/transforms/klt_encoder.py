@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.transforms.klt_basis import Basis
 from mpcompress.transforms.klt_context import Memory, new_memory
-from mpcompress.transforms.klt_engine import Engine, split_all
+from mpcompress.transforms.klt_engine import Engine, Lists, split_all
 from mpcompress.transforms.klt_far import fill
 from mpcompress.transforms.klt_haar import merge
 from mpcompress.transforms.klt_kernels import quantise_rows
@@ -34,13 +33,17 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Sample:
-    """What is to be coded: x float32 (prefix + height * width, C), and its far tokens among the patches."""
+    """What is to be coded: x float32 (prefix + height * width, C), and its far tokens among the patches.
+
+    `centred` are the patches less their means, where `Encoder.centred` has just computed them and none are far.
+    """
 
     x: FloatArray
     prefix: int
     height: int
     width: int
     far: NDArray[np.int64]
+    centred: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Encoder:
         self._scratch = Scratch()
         self._memory: Memory = new_memory(0, 0)
         self._part = np.empty(engine.model.components, np.int32)
-        self._lists: tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]] | None = None
+        self._lists: Lists | None = None
 
     def quantise(
         self,
@@ -124,13 +127,14 @@ class Encoder:
         grid = self._scratch.take("grid", height * width, x.shape[1])
         return np.subtract(x, self._engine.patch_mean(height, width), out=grid)
 
-    def _room(self, rows: int) -> tuple[Memory, tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32]]]:
+    def _room(self, rows: int) -> tuple[Memory, Lists]:
         """Memory and lists for so many rows, from the last time when they are large enough."""
         components = self._engine.model.components
         if self._lists is None or len(self._memory[0]) < rows + 1:
             self._memory = new_memory(rows, components)
             size = rows * components
-            self._lists = np.empty(size, np.int32), np.empty(size, np.uint16), np.empty(size, np.int32)
+            begins = np.empty(rows + 2, np.int64)
+            self._lists = np.empty(size, np.int32), np.empty(size, np.uint16), np.empty(size, np.int32), begins
         memory, lists = self._memory, self._lists
         if rows * components > _KEPT_ELEMENTS:
             self._lists = None
@@ -161,13 +165,15 @@ class _Run:
         self._price = _NO_PRICE if price is None else price
         self._plan = self._engine.plan(sample.prefix, sample.height, sample.width, sample.far.size)
         self._memory, self.lists = encoder._room(self._plan.rows)
+        self._tokens = self._scratch.take("rows", self._plan.rows + 1, sample.x.shape[1])
+        self._tokens[0] = 0
         self._ok = True
         self.count = 0
         self.error = 0.0
 
     def symbols(self) -> Symbols:
         """What was coded."""
-        index, classes, values = self.lists
+        index, classes, values, _ = self.lists
         n = self.count
         return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), max(self.error, 0.0))
 
@@ -191,7 +197,8 @@ class _Run:
         field = self._group(1, root.reshape(1, -1), prefix=False)
         if field is None:
             return False
-        low = engine.root.inverse(field[1:]).reshape(1, 1, -1)
+        self._decode(1, 2)
+        low = self._tokens[1].reshape(1, 1, -1)
         heads = sample.x[: sample.prefix] - engine.head_mean(sample.prefix)
         for number in range(sample.prefix):
             known = number < len(engine.predictors)
@@ -206,7 +213,9 @@ class _Run:
         """The grid (h, w, C) less the means, without far tokens; and these, less theirs."""
         sample, engine = self._sample, self._engine
         patches = sample.x[sample.prefix :]
-        centred = self._encoder.centred(patches, sample.height, sample.width)
+        centred = sample.centred
+        if centred is None:
+            centred = self._encoder.centred(patches, sample.height, sample.width)
         grid = centred.reshape(sample.height, sample.width, patches.shape[1])
         if not sample.far.size:
             return grid, None
@@ -219,32 +228,29 @@ class _Run:
             engine.take_slope(level, low, parts, -1)
             decoded: list[FloatArray] = []
             for orientation, part in enumerate(parts):
-                first = level.first[orientation]
-                if first == level.first[orientation + 1]:
-                    decoded.append(part)
-                    continue
-                field = self._group(first, part.reshape(-1, part.shape[2]), prefix=False)
-                if field is None:
+                first, end = level.first[orientation], level.first[orientation + 1]
+                if first < end and self._group(first, part.reshape(-1, part.shape[2]), prefix=False) is None:
                     return False
                 if level.depth:
-                    decoded.append(decode_details(self._basis(first), field[1:], part.shape))
+                    self._decode(first, end)
+                    decoded.append(self._tokens[first:end].reshape(part.shape))
             if level.depth:
                 engine.take_slope(level, low, decoded, 1)
-                above = np.empty((level.h, level.w, low.shape[2]), np.float32)
+                above = self._scratch.take(f"level {level.depth} decoded", level.h, level.w, low.shape[2])
                 merge(low, decoded[0], decoded[1], decoded[2], level.y_low, level.x_low, above)
                 low = above
         return True
 
-    def _basis(self, first: int) -> Basis:
-        basis: Basis = self._engine.bases[int(self._plan.kind[first])]
-        return basis
+    def _decode(self, first: int, end: int) -> None:
+        """Rows `first` to `end` - 1 of the tokens, as the decoder has them."""
+        self._engine.invert(self.lists, self._plan, first, end, self._steps, self._tokens)
 
     def _group(self, first: int, rows: FloatArray, *, prefix: bool) -> FloatArray | None:
         """Codes rows (n, C) of one kind; returns their field (n + 1, depth), or None when a value cannot be coded."""
         engine, statistics = self._engine, self._statistics
         kind = int(self._plan.kind[first])
         depth = statistics.last[kind]
-        x = np.ascontiguousarray(engine.bases[kind].forward(rows, depth))
+        x = engine.bases.forward(engine.slots[kind], rows, depth)
         field = np.empty((len(rows) + 1, depth), np.float32)
         begin = self.count
         self.count = quantise_rows(
@@ -254,18 +260,12 @@ class _Run:
         )
         if self.count < 0:
             return None
-        energy, left = _energy(rows), x - field[1:]
-        self.error += _energy(left) + (energy - _energy(x) if depth < rows.shape[1] else 0.0)
+        inside = _energy(x)
+        energy = _energy(rows) if depth < rows.shape[1] else inside
+        self.error += _energy(x - field[1:]) + (energy - inside)
         if self._observe is not None:
             self._observe(Group(kind, first, x, field, energy, begin, self.count))
         return field
-
-
-def decode_details(basis: Basis, field: FloatArray, shape: tuple[int, ...]) -> FloatArray:
-    """Components (n, depth) as details (down, across, C); the last columns of zeros cost nothing."""
-    used = np.flatnonzero(field.any(axis=0))
-    depth = int(used[-1]) + 1 if used.size else 0
-    return np.ascontiguousarray(basis.inverse(field[:, :depth])).reshape(shape)
 
 
 def _energy(values: FloatArray) -> float:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.transforms.klt_basis import Basis, Predictor, group_starts
+from mpcompress.transforms.klt_basis import Bases, Predictor, group_starts
 from mpcompress.transforms.klt_haar import predict, split
+from mpcompress.transforms.klt_inverse import invert_rows
 from mpcompress.transforms.klt_model import KltModel
 from mpcompress.transforms.klt_pyramid import Level, Plan, make_plan, with_far
+from mpcompress.transforms.klt_statistics import Steps
 from mpcompress.transforms.scratch import Scratch
 
 __all__ = ["Engine", "split_all"]
 
 FloatArray = NDArray[np.float32]
+Lists = tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32], NDArray[np.int64]]
+"""Index, classes and values of symbols, and where those of each row begin."""
 
 
 class Engine:
@@ -22,9 +26,11 @@ class Engine:
     def __init__(self, model: KltModel) -> None:
         self.model = model
         starts = group_starts(model.channels)
-        bases = [Basis(rows, group, starts) for rows, group in zip(model.basis, model.basis_group, strict=True)]
-        self.bases = [bases[slot] for slot in model.slot]
-        self.root, self.far = self.bases[0], self.bases[-1]
+        self.bases = Bases(model.basis, model.basis_group, starts)
+        self.slots = [int(slot) for slot in model.slot]
+        self._inverse = (
+            *(model.slot.astype(np.int32), self.bases.rows, self.bases.place, self.bases.group, self.bases.starts),
+        )
         root_group = model.basis_group[model.slot[0]]
         self.predictors = [
             Predictor(rows, scale, root_group, starts)
@@ -59,6 +65,13 @@ class Engine:
     def slope(self, level: Level) -> tuple[np.float32, np.float32]:
         """Of a level: across and down."""
         return self._slopes[min(level.depth, len(self._slopes) - 1)]
+
+    def invert(self, symbols: Lists, plan: Plan, first: int, end: int, steps: Steps, tokens: FloatArray) -> None:
+        """Rows `first` to `end` - 1 of tokens (rows + 1, C) from their symbols, see `klt_inverse`."""
+        invert_rows(
+            *(*symbols, first, end, plan.kind, plan.neighbours, self.model.feedback, self.model.centroid),
+            *(steps.size(prefix=False), steps.size(prefix=True), self.model.prefix_tokens, *self._inverse, tokens),
+        )
 
     def take_slope(self, level: Level, low: FloatArray, details: list[FloatArray], sign: int) -> None:
         """Adds (1) or subtracts (-1), in place, what the low-pass says about the first two details."""

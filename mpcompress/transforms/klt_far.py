@@ -31,8 +31,11 @@ def find_far(centred: FloatArray, typical: float) -> Ints:
     """
     with np.errstate(over="ignore"):
         energy = np.einsum("nc,nc->n", centred, centred)
+    largest = float(energy.max(initial=0))
+    if len(energy) < 2 or not largest > _OVER_TYPICAL * typical:
+        return np.zeros(0, np.int64)
     limit = max(_OVER_MEDIAN * float(np.median(energy)), _OVER_TYPICAL * typical)
-    if len(energy) < 2 or not float(energy.max()) > limit:
+    if not largest > limit:
         return np.zeros(0, np.int64)
     found = np.flatnonzero(energy > limit)
     return found if found.size <= most_far(len(energy)) else np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""The symbol loops of family `klt`: quantise, decode, dequantise. See `klt_context` for the contexts.
+"""The symbol loops of family `klt`: quantise, decode. See `klt_context` for the contexts.
 
 Symbols travel as three lists, in the order of the stream: index = row * K + k, class, and q. A group is consecutive
 rows of one kind, `first`, `first` + 1, ...; `field` (n + 1, depth) holds a group's values as the decoder has them, row
@@ -33,7 +33,7 @@ from mpcompress.transforms.klt_context import (
     u64,
 )
 
-__all__ = ["decode_rows", "dequantise_rows", "quantise_rows"]
+__all__ = ["decode_rows", "quantise_rows"]
 
 Array = Any
 Int = Any
@@ -44,7 +44,6 @@ _F32_2R = types.Array(types.float32, 2, "C", readonly=True)
 _I32_2R = types.Array(types.int32, 2, "C", readonly=True)
 _I32_1 = types.Array(types.int32, 1, "C")
 _U16_1 = types.Array(types.uint16, 1, "C")
-_U16_1R = types.Array(types.uint16, 1, "C", readonly=True)
 _U8_1R = types.Array(types.uint8, 1, "C", readonly=True)
 _I16_1R = types.Array(types.int16, 1, "C", readonly=True)
 _CONTEXT = (
@@ -55,40 +54,10 @@ _CONTEXT = (
 _RUN = FEATURES - 1
 
 
-@njit(forceinline=True)
-def _predict(row: Int, first: Int, neighbours: Array, left_weight: Any, up_weight: Any, field: Array) -> None:
-    """Field of a row from its left and upper neighbours in the group."""
-    left = neighbours[u64(row), 0] - first + 1
-    up = neighbours[u64(row), 1] - first + 1
-    at, one, other = u64(row - first + 1), u64(left if left > 0 else 0), u64(up if up > 0 else 0)
-    for k in range(u64(field.shape[1])):
-        field[at, k] = left_weight * field[one, k] + up_weight * field[other, k]
-
-
-@njit(forceinline=True)
-def _chosen(
-    size: Any, q: Int, ahead: Int, c: Int, rate: Any, pull: Any, cost: Array, centroid: Array, evidence: Array, own: Int
-) -> Int:
-    """|q| for |x| / step = `size`, which rounds to `q` >= 1: the cheapest of 0 and q - 1 to q + `ahead`.
-
-    `pull` is what a unit of evidence costs later symbols.
-    """
-    best, chosen = np.float32(np.inf), q
-    for candidate in range(q - 1, q + 1 + ahead):
-        m = candidate if candidate < MAGNITUDES - 1 else MAGNITUDES - 1
-        gap = size - (centroid[c, u64(m)] + np.float32(candidate - m))
-        price = gap * gap + rate * cost[c, u64(m)] + pull * np.float32(evidence[own, u64(m)])
-        if price < best:
-            best, chosen = price, candidate
-    if q > 1 and size * size + rate * cost[c, 0] + pull * np.float32(evidence[own, 0]) < best:
-        return i64(0)
-    return chosen
-
-
 @njit(
     types.int64(
         *(_F32_2R, types.int64, types.int64, *_CONTEXT, _F32_2R, _F32_2R, types.float32, types.float32),
-        *(types.float32, types.float32, _F32_2R, _F32_2, _I32_1, _U16_1, _I32_1, types.int64),
+        *(types.float32, types.float32, _F32_2R, _F32_2, _I32_1, _U16_1, _I32_1, I64_1, types.int64),
     )
 )
 def quantise_rows(
@@ -116,14 +85,15 @@ def quantise_rows(
     index: Array,
     classes: Array,
     symbols: Array,
+    begins: Array,
     count: Int,
 ) -> Int:
     """Choose the symbols of a group: x (n, depth) is what is left after the prediction from coarser levels.
 
     `rate` weighs bits against squared steps; below 0: a dead zone, no search. `price` (rows + 1, K) is what a unit of
     evidence costs later symbols, see `klt_lookahead`; (0, 0): nobody knows. `part` (K,) is room to work in. Fills
-    `field` and the lists from `count` on, and returns the new count; -1 when a value is not finite or takes a symbol
-    beyond `MAX_SYMBOL`.
+    `field` and the lists from `count` on, says in `begins` where those of each row begin and end, and returns the new
+    count; -1 when a value is not finite or takes a symbol beyond `MAX_SYMBOL`.
     """
     depth = x.shape[1]
     components = said.shape[1]
@@ -136,7 +106,11 @@ def quantise_rows(
         row = first + i
         i, r, begin_of_row = u64(i), u64(row), u64(row * components)
         below = i + u64(1)
-        _predict(row, first, neighbours, left, up, field)
+        begins[r] = at
+        one, other = neighbours[r, 0] - first + 1, neighbours[r, 1] - first + 1
+        one, other = u64(one if one > 0 else 0), u64(other if other > 0 else 0)
+        for k in range(u64(depth)):
+            field[below, k] = left * field[one, k] + up * field[other, k]
         row_context(row, kind, depth, neighbours, known, said, sums, worths, total, part)
         row_said, row_worth, run_said, run_worth = i64(0), i64(0), i64(0), i64(0)
         for begin in range(0, depth, BLOCK):
@@ -162,9 +136,18 @@ def quantise_rows(
                     if rate < 0:
                         q = i64(size + np.float32(0.4))
                     else:
-                        q = i64(size + np.float32(0.5))
+                        # The cheapest of 0 and what is next to the nearest, in squared steps.
+                        near = i64(size + np.float32(0.5))
                         pull = rate * price[r, k] if ahead else np.float32(0)
-                        q = _chosen(size, q, ahead, c, rate, pull, cost, centroid, evidence, own)
+                        best = np.float32(np.inf)
+                        for candidate in range(near - 1, near + 1 + ahead):
+                            m = candidate if candidate < MAGNITUDES - 1 else i64(MAGNITUDES - 1)
+                            gap = size - (centroid[c, u64(m)] + np.float32(candidate - m))
+                            cost_of = gap * gap + rate * cost[c, u64(m)] + pull * np.float32(evidence[own, u64(m)])
+                            if cost_of < best:
+                                best, q = cost_of, candidate
+                        if size * size + rate * cost[c, 0] + pull * np.float32(evidence[own, 0]) < best:
+                            q = i64(0)
                     if q > 0:
                         m = q if q < MAGNITUDES - 1 else i64(MAGNITUDES - 1)
                         decoded = (centroid[c, u64(m)] + np.float32(q - m)) * step
@@ -187,6 +170,7 @@ def quantise_rows(
         worths[r] = row_worth
         total[0] += row_said
         total[1] += row_worth
+        begins[r + u64(1)] = at
     return i64(at)
 
 
@@ -285,38 +269,3 @@ def decode_rows(
     reader[0] = pos
     reader[1] = state
     return i64(count)
-
-
-@njit(
-    types.void(
-        *(I32_1R, _U16_1R, I32_1R, types.Array(types.int64, 1, "C", readonly=True), types.int64, types.int64),
-        *(types.int64, _I32_2R, _F32_2R, types.float32, types.float32, types.float32, _F32_2),
-    )
-)
-def dequantise_rows(
-    index: Array,
-    classes: Array,
-    symbols: Array,
-    begins: Array,
-    first: Int,
-    rows: Int,
-    components: Int,
-    neighbours: Array,
-    centroid: Array,
-    left: Any,
-    up: Any,
-    step: Any,
-    field: Array,
-) -> None:
-    """Field (rows + 1, depth) of a group: prediction from left and up plus the decoded values."""
-    for k in range(u64(field.shape[1])):
-        field[0, k] = 0
-    for row in range(first, first + rows):
-        _predict(row, first, neighbours, left, up, field)
-        at, begin_of_row = u64(row - first + 1), row * components
-        for i in range(u64(begins[u64(row)]), u64(begins[u64(row + 1)])):
-            q = i64(symbols[i])
-            size = abs(q)
-            m = size if size < MAGNITUDES - 1 else i64(MAGNITUDES - 1)
-            value = (centroid[u64(classes[i]), u64(m)] + np.float32(size - m)) * step
-            field[at, u64(index[i] - begin_of_row)] += value if q > 0 else -value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +38,33 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """What is to be coded, x float32 (samples, tokens, C), and with what."""
+    """What is to be coded, x float32 (samples, tokens, C), and with what.
+
+    `centred` are the patches of the only sample less their means, where the encoder has just computed them.
+    """
 
     model: KltModel
     x: FloatArray
     params: CodingParams
     encoder: Encoder
     statistics: StatisticsCache
+    centred: FloatArray | None = None
+
+    @cached_property
+    def energy(self) -> float:
+        """Sum of squares."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(np.vdot(self.x, self.x))
+
+    @cached_property
+    def variance(self) -> float:
+        """Of all elements; in float32 sums where that is exact enough."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, square = float(self.x.mean()), self.energy / self.x.size
+        variance = square - mean**2
+        if not math.isfinite(variance) or variance < 0.01 * square:
+            return float(np.var(self.x, dtype=np.float64))
+        return variance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +100,28 @@ def search(item: Item) -> Trial:
     """
     params = item.params
     first = KltState.of(params, item.model.qp.default if params.qp_eighths is None else params.qp_eighths)
-    first = replace(first, far=_far_tokens(item, first))
-    variance = _variance(item.x)
+    far, centred = _far_tokens(item, first)
+    if far:
+        first = replace(first, far=far)
+    elif len(item.x) == 1:
+        item = replace(item, centred=centred)
     if params.target_bpfp is not None or params.target_nmse is not None:
-        return _reach(item, first, variance)
-    return _with_gain(item, _trial(item, first, variance), variance)
+        return _reach(item, first)
+    return _with_gain(item, _trial(item, first))
 
 
-def _far_tokens(item: Item, state: KltState) -> tuple[int, ...]:
+def _far_tokens(item: Item, state: KltState) -> tuple[tuple[int, ...], FloatArray | None]:
+    """Of all samples; and the last sample's patches less their means."""
     patches = state.height * state.width
     found: list[int] = []
+    centred = None
     for number, sample in enumerate(item.x):
         centred = item.encoder.centred(sample[state.prefix :], state.height, state.width)
         found += (find_far(centred, item.model.token_energy) + number * patches).tolist()
-    return tuple(found)
+    return tuple(found), centred
 
 
-def _trial(item: Item, state: KltState, variance: float) -> Trial:
+def _trial(item: Item, state: KltState) -> Trial:
     steps = Steps.of(item.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
     statistics = item.statistics.at(steps)
     effort = effort_of(item.params)
@@ -104,13 +130,13 @@ def _trial(item: Item, state: KltState, variance: float) -> Trial:
     domain = Domain(item.model)
     found = []
     for number, x in enumerate(item.x):
-        sample = Sample(x, state.prefix, state.height, state.width, state.far_of(number))
+        sample = Sample(x, state.prefix, state.height, state.width, state.far_of(number), item.centred)
         symbols = item.encoder.quantise(sample, steps, statistics, rate, domain, passes)
         if symbols is None:
             raise _too_large(item.x)
         found.append(symbols)
     error = sum(symbols.error for symbols in found)
-    nmse = error / item.x.size / variance if variance > 0 else None
+    nmse = error / item.x.size / item.variance if item.variance > 0 else None
     distance, domain_gain = domain.summary()
     return Trial(
         state=state,
@@ -122,18 +148,17 @@ def _trial(item: Item, state: KltState, variance: float) -> Trial:
     )
 
 
-def _with_gain(item: Item, trial: Trial, variance: float) -> Trial:
+def _with_gain(item: Item, trial: Trial) -> Trial:
     """Raises the gain, one trial each, while what is not coded costs more than quantising."""
     step = float(Steps.of(item.model, trial.state.qp_eighths, 0, 0).size(prefix=False))
     loud = _TOO_LOUD * step**2 * item.x.size
-    energy = float(np.vdot(item.x, item.x))
-    while trial.error > loud + 1e-5 * energy and trial.state.gain_eighths < MAX_GAIN:
+    while trial.error > loud + 1e-5 * item.energy and trial.state.gain_eighths < MAX_GAIN:
         gain = max(trial.state.gain_eighths + UNITS, min(trial.domain_gain, MAX_GAIN))
-        trial = _trial(item, replace(trial.state, gain_eighths=min(gain, MAX_GAIN)), variance)
+        trial = _trial(item, replace(trial.state, gain_eighths=min(gain, MAX_GAIN)))
     return trial
 
 
-def _reach(item: Item, first: KltState, variance: float) -> Trial:
+def _reach(item: Item, first: KltState) -> Trial:
     """A secant search in the logarithms, from the codec's expected points."""
     params, model = item.params, item.model
     by_rate = params.target_bpfp is not None
@@ -150,7 +175,7 @@ def _reach(item: Item, first: KltState, variance: float) -> Trial:
         qp = _guess(qps, values + shift, goal, low, high)
         if qp in tried:
             break
-        trial = _with_gain(item, _trial(item, replace(first, qp_eighths=qp), variance), variance)
+        trial = _with_gain(item, _trial(item, replace(first, qp_eighths=qp)))
         if by_rate:
             stream = trial.encode(model)
             trial = replace(trial, stream=stream)
@@ -191,16 +216,6 @@ def _guess(qps: NDArray[np.float64], values: NDArray[np.float64], goal: float, l
     else:
         found = float(np.interp(goal, x, y))
     return round(float(min(max(found, low), high)))
-
-
-def _variance(x: FloatArray) -> float:
-    """Of all elements; in float32 sums where that is exact enough."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, square = float(x.mean()), float(np.vdot(x, x)) / x.size
-    variance = square - mean**2
-    if not math.isfinite(variance) or variance < 0.01 * square:
-        return float(np.var(x, dtype=np.float64))
-    return variance
 
 
 def _too_large(x: FloatArray) -> OutOfRangeError:
