@@ -95,24 +95,38 @@ def run_call(codec: FeatureCodec, call: Call) -> CallResult:
     return begin_call(codec, call)()
 
 
-def begin_call(codec: FeatureCodec, call: Call) -> Callable[[], CallResult]:
+def begin_call(codec: FeatureCodec, call: Call) -> SecondStages:
     """Runs the first stage of a call; the result runs the second. Neither raises."""
     start = time.perf_counter()
     begun = _Begun(codec, call)
     begun.attempt(range(len(call)))
-    first_s = time.perf_counter() - start
+    return SecondStages(begun, len(call), time.perf_counter() - start, codec.staged)
 
-    def finish() -> CallResult:
+
+class SecondStages:
+    """What is left of a call, to be run once.
+
+    Attributes:
+        too_many: the device had no memory for all items at once.
+    """
+
+    def __init__(self, begun: _Begun, items: int, first_s: float, staged: bool) -> None:
+        self.too_many = begun.too_many
+        self._begun = begun
+        self._items = items
+        self._first_s = first_s
+        self._staged = staged
+
+    def __call__(self) -> CallResult:
+        """Runs the second stages."""
         start = time.perf_counter()
-        outcomes = [begun.finish(index) for index in range(len(call))]
+        outcomes = [self._begun.finish(index) for index in range(self._items)]
         return CallResult(
             outcomes=outcomes,
-            coding_s=first_s + time.perf_counter() - start,
-            first_s=first_s if codec.staged else 0.0,
-            too_many=begun.too_many,
+            coding_s=self._first_s + time.perf_counter() - start,
+            first_s=self._first_s if self._staged else 0.0,
+            too_many=self.too_many,
         )
-
-    return finish
 
 
 class _Begun:

@@ -72,7 +72,8 @@ class ThreadExecutor:
         if not self._codec.staged:
             return await self._first.run(run_call, self._codec, call)
         finish = await self._first.run(begin_call, self._codec, call)
-        next_may_begin()
+        if not finish.too_many:  # else the next one waits until it is known how small it has to be
+            next_may_begin()
         return await self._second.run(finish)
 
     async def close(self) -> None:
