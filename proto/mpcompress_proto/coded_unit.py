@@ -101,7 +101,7 @@ class CodedUnit:
         """The sub-streams of the payload."""
         return split_payload(self.header, self.payload)
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """Feature elements it stands for."""
         count = 1

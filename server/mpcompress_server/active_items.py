@@ -28,7 +28,7 @@ from mpcompress_server.errors import (
 from mpcompress_server.items import Item, RecentIds
 from mpcompress_server.operations import Operation
 from mpcompress_server.outbox import Outbox
-from mpcompress_server.scheduler import Finished, Job, Scheduler
+from mpcompress_server.scheduler import Finished, Job, Scheduler, Work
 
 # Above this, checksums and copies of one item would keep the event loop from all others.
 _OFF_LOOP_BYTES = 1 << 20
@@ -123,41 +123,63 @@ class ActiveItems:
         if item.receiver is not None and item.receiver.complete:
             buffers, item.receiver = item.receiver.buffers, None
             self._spent(item, "receive", item.accepted_at)
-            task = asyncio.create_task(self._work(item, buffers))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            # A small one now, not when its task begins: its codec is told one turn of the event loop earlier.
+            if _is_large(item) or self._submitted(item, buffers):
+                task = asyncio.create_task(self._work(item, buffers))
+                self._background.add(task)
+                task.add_done_callback(self._background.discard)
+
+    def _submitted(self, item: Item, buffers: list[Any]) -> bool:
+        """Whether a complete item is in its codec's line; else it has its end, and its memory is given back."""
+        try:
+            if item.is_open():
+                self._submit(item, item.plan.work(buffers))
+                buffers.clear()
+                return True
+        except Exception as error:
+            self.fail(item, error)
+            item.job = None
+        item.release()
+        return False
+
+    def _submit(self, item: Item, work: Work) -> None:
+        """Puts an item that is open into its codec's line."""
+        item.job = Job(
+            loaded=item.plan.loaded,
+            work=work,
+            deadline=min(item.deadline, item.call_deadline),
+            key=item.plan.key,
+            stream=self._stream,
+            nbytes=item.plan.nbytes,
+            metadata=self._metadata,
+            on_started=partial(copy_context().run, self._started, item),
+        )
+        if item.want_progress:
+            item.job.on_position = partial(self.progress, item, _QUEUED)
+            item.job.on_parts = partial(self.progress, item, _PROGRESS, 0)
+        position = self._scheduler.submit(item.job)
+        if position is not None:
+            self.progress(item, _QUEUED, position)
 
     async def _work(self, item: Item, buffers: list[Any]) -> None:
         """Runs a complete item to its answer. Outlives the call when the codec does."""
         queued = False
         try:
-            work = await self._call(item, item.plan.work, buffers)
-            buffers.clear()
-            item.job = Job(
-                loaded=item.plan.loaded,
-                work=work,
-                deadline=min(item.deadline, item.call_deadline),
-                key=item.plan.key,
-                stream=self._stream,
-                nbytes=item.plan.nbytes,
-                metadata=self._metadata,
-                on_started=partial(copy_context().run, self._started, item),
-            )
-            del work
-            if not item.is_open():
-                return
-            if item.want_progress:
-                item.job.on_position = partial(self.progress, item, _QUEUED)
-                item.job.on_parts = partial(self.progress, item, _PROGRESS, 0)
-            position = self._scheduler.submit(item.job)
-            if position is not None:
-                self.progress(item, _QUEUED, position)
+            if item.job is None:
+                work = await asyncio.to_thread(item.plan.work, buffers)
+                buffers.clear()
+                if not item.is_open():
+                    return
+                self._submit(item, work)
+                del work
+            assert item.job is not None
             finished = await item.job.result
             for stage, seconds in codec_stages(item.plan.loaded, item.plan.compress, finished):
                 self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds, item.id)
             if not item.is_open():
                 return
-            answer = await self._call(item, item.plan.answer, finished)
+            make = item.plan.answer
+            answer = await asyncio.to_thread(make, finished) if _is_large(item) else make(finished)
             del finished
             item.job = None
             if item.is_open():
@@ -190,11 +212,6 @@ class ActiveItems:
     def _spent(self, item: Item, stage: str, since: float) -> None:
         seconds = self._clock() - since
         self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds, item.id)
-
-    async def _call(self, item: Item, function: Any, argument: Any) -> Any:
-        if item.plan.nbytes > _OFF_LOOP_BYTES:
-            return await asyncio.to_thread(function, argument)
-        return function(argument)
 
     # ------------------------------------------------------------------------------------------------- ending
 
@@ -269,6 +286,10 @@ class ActiveItems:
                 stage=stage, queue_position=position, parts_done=done, parts_total=total, elapsed=elapsed
             )
             self._outbox.progress(self._operation.response(item_id=item.id, progress=progress))
+
+
+def _is_large(item: Item) -> bool:
+    return item.plan.nbytes > _OFF_LOOP_BYTES
 
 
 def codec_stages(loaded: LoadedCodec, compress: bool, finished: Finished) -> list[tuple[str, float]]:

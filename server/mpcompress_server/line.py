@@ -13,6 +13,7 @@ trace, whatever its place; joining, leaving and taking cost nothing that grows w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -142,11 +143,12 @@ class Line:
                     return self._take(stream, lead)
                 due = at if due is None else min(due, at)
             self._wake.clear()
-            try:
+            if due is None:
+                await self._wake.wait()
+                continue
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._wake.wait()
-            except TimeoutError:
-                continue
 
     def served(self, batch: Sequence[tuple[Hashable, Hashable]]) -> None:
         """The turn of these streams and keys is over: they are behind all that have come meanwhile."""

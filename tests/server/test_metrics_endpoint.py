@@ -48,6 +48,7 @@ async def test_names_types_and_sums(start_server, connect):
     assert 0 < during("mpcompress_inflight_bytes") == server.servicer.budget.used
     assert during("mpcompress_inflight_bytes_limit") == server.settings.limits.max_inflight_bytes
     await call.write(pb.CompressRequest(cancel=pb.CancelItem(item_id=2)))
+    await when(server, lambda found: found("mpcompress_items_cancelled_total", cause="item", stage="queued") == 1)
     gate.open.set()
     await call.done_writing()
     while await call.read() is not grpc.aio.EOF:
