@@ -42,7 +42,7 @@ PHOTOS = {
 }
 """File name: how often it is taken, relative to the others, and its licence."""
 
-_LONGEST_SIDE = 1600
+LONGEST_SIDE = 1600
 
 
 def crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -75,7 +75,7 @@ def main() -> None:
     for path in sorted(args.pictures.rglob("*")):
         if path.name in PHOTOS:
             pictures[path.name] = Image.open(path).convert("RGB")
-            pictures[path.name].thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+            pictures[path.name].thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     missing = PHOTOS.keys() - pictures.keys()
     if missing:
         parser.error(f"not found: {', '.join(sorted(missing))}")
