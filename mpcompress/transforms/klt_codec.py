@@ -36,7 +36,7 @@ from mpcompress.transforms.half import narrow, widen
 from mpcompress.transforms.klt_decoder import Decoded, StreamReader, Synthesis
 from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
-from mpcompress.transforms.klt_model import BITSTREAM_VERSION, FAMILY, KltModel
+from mpcompress.transforms.klt_model import FAMILY, KltModel
 from mpcompress.transforms.klt_model_file import read_model, write_model
 from mpcompress.transforms.klt_search import Item, search
 from mpcompress.transforms.klt_state import DTYPES, KltState, Shape, read_state, resolve_params, write_state
@@ -59,7 +59,6 @@ class KltCodec(FeatureCodec):
     """
 
     family = FAMILY
-    bitstream_version = BITSTREAM_VERSION
     arithmetic = "exact"
     parameters = ("effort", "prefix_qp_offset_eighths")
     staged = True
@@ -69,6 +68,7 @@ class KltCodec(FeatureCodec):
         self.id = model.id
         self.description = model.description
         self.fingerprint = model.fingerprint()
+        self.bitstream_version = model.bitstream_version
         layout = "(L, C), (B, L, C), (C, H, W) or (B, C, H, W)"
         self.inputs = (TensorPort(name="h", ranks=(2, 3, 4), dtypes=DTYPES, channels=model.channels, layout=layout),)
         self.outputs = (replace(self.inputs[0], name="h_hat"),)
@@ -212,7 +212,7 @@ class KltCodec(FeatureCodec):
             dtype, largest = _DTYPES[spec.dtype], _LARGEST[spec.dtype]
             out = np.empty((shape.samples, shape.tokens, shape.channels), dtype)
             for number, sample in enumerate(decoded):
-                x_hat = self._synthesis.features(sample, steps, state.far_of(number))
+                x_hat = self._synthesis.features(sample, steps, state.far_of(number), state.filter_strength)
                 if dtype == np.float16:
                     narrow(x_hat, out[number])
                     continue

@@ -16,6 +16,7 @@ from mpcompress.entropy.tables import CDF_BEGIN, CdfTables
 from mpcompress.errors import CorruptBitstreamError
 from mpcompress.transforms.klt_context import MAGNITUDES, Memory, new_memory
 from mpcompress.transforms.klt_engine import Engine
+from mpcompress.transforms.klt_filter import FULL_STRENGTH
 from mpcompress.transforms.klt_haar import merge
 from mpcompress.transforms.klt_kernels import decode_rows
 from mpcompress.transforms.klt_pyramid import Plan
@@ -102,8 +103,15 @@ class Synthesis:
         self._engine = engine
         self._scratch = Scratch()
 
-    def features(self, decoded: Decoded, steps: Steps, far: NDArray[np.int64]) -> FloatArray:
-        """Float32 (L, C), valid until the next call; `far` are the far tokens among the patches."""
+    def features(self, decoded: Decoded, steps: Steps, far: NDArray[np.int64], strength: int) -> FloatArray:
+        """Float32 (L, C), valid until the next call.
+
+        Args:
+            decoded: the symbols.
+            steps: of the unit.
+            far: the far tokens among the patches.
+            strength: of the filter, eighths.
+        """
         engine, plan = self._engine, decoded.plan
         prefix, channels = plan.prefix, engine.model.channels
         tokens = self._scratch.take("rows", plan.rows + 1, channels)
@@ -112,12 +120,19 @@ class Synthesis:
         engine.invert(lists, plan, 1, plan.rows + 1, steps, tokens)
         out = self._scratch.take("features", prefix + plan.h * plan.w, channels)
         known = min(prefix, len(engine.predictors))
-        np.add(tokens[2 : 2 + prefix], engine.head_mean(prefix), out=out[:prefix])
+        out[:prefix] = tokens[2 : 2 + prefix]
         if known:
             root = self._root(decoded, steps)
             for number in range(known):
                 out[number] += engine.predictors[number](root)
         self._grid(plan, tokens, out[prefix:])
+        if strength and engine.filter is not None and engine.filter.works(steps.patch):
+            grid = out[prefix:].reshape(plan.h, plan.w, channels)
+            change = engine.filter.correction(grid, out[0] if known else None, steps.patch)
+            if strength != FULL_STRENGTH:
+                change *= np.float32(strength / FULL_STRENGTH)
+            grid += change
+        out[:prefix] += engine.head_mean(prefix)
         out[prefix:] += engine.patch_mean(plan.h, plan.w)
         if far.size:
             out[prefix + far] = tokens[plan.rows + 1 - far.size :] + engine.model.far_mean

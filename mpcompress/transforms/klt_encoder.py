@@ -2,6 +2,7 @@
 
     x (L, C) ──► minus means ──► far tokens aside ──► pyramid ──► root, prefix tokens, levels coarse to fine, far tokens
     each group of rows ──► minus the slope of the decoded low-pass ──► its KLT ──► quantiser ──► decoded values
+    decoded patches ──► the filter, where the codec has one ──► what it would win
 
 The pyramid and the bases are orthonormal, so the error of the features is that of the coefficients.
 """
@@ -23,7 +24,7 @@ from mpcompress.transforms.klt_pyramid import Plan
 from mpcompress.transforms.klt_statistics import Statistics, Steps
 from mpcompress.transforms.scratch import Scratch
 
-__all__ = ["DEAD_ZONE", "Encoder", "Group", "Sample", "Symbols"]
+__all__ = ["DEAD_ZONE", "Encoder", "Group", "Reconstruction", "Sample", "Symbols"]
 
 DEAD_ZONE = -1.0
 """A rate that turns the search off."""
@@ -54,13 +55,32 @@ class Symbols:
         index: int32 (n,), row * K + k.
         classes: uint16 (n,).
         values: int32 (n,).
-        error: sum of squared differences of the decoded features, before they are rounded to a dtype.
+        error: sum of squared differences of the decoded features, before they are rounded to a dtype and filtered.
+        cross: sum of products of these differences and what the filter would add; 0 without one.
+        power: sum of squares of what the filter would add.
     """
 
     index: NDArray[np.int32]
     classes: NDArray[np.uint16]
     values: NDArray[np.int32]
     error: float
+    cross: float = 0.0
+    power: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Patches of a sample less their means, as they are and as a decoder has them before its filter.
+
+    Args:
+        centred: (h, w, C).
+        grid: (h, w, C), as decoded.
+        head: (C,), the first prefix token as decoded, less its mean; None without one that the codec knows.
+    """
+
+    centred: FloatArray
+    grid: FloatArray
+    head: FloatArray | None
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,11 @@ class Encoder:
             found = run.symbols()
         return found
 
+    def reconstruct(self, sample: Sample, steps: Steps, statistics: Statistics, rate: float) -> Reconstruction | None:
+        """A sample as a decoder has it, valid until the next one; None as of `quantise`."""
+        run = _Run(self, sample, steps, statistics, rate, None, whole=True)
+        return run.reconstruction if run.code() else None
+
     def centred(self, x: FloatArray, height: int, width: int) -> FloatArray:
         """Patches (height * width, C) less their means, valid until the next call or sample."""
         grid = self._scratch.take("grid", height * width, x.shape[1])
@@ -158,6 +183,8 @@ class _Run:
         rate: float,
         observe: Observer | None,
         price: FloatArray | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         self._encoder, self._engine, self._scratch = encoder, encoder._engine, encoder._scratch
         self._sample, self._steps, self._statistics = sample, steps, statistics
@@ -167,15 +194,19 @@ class _Run:
         self._memory, self.lists = encoder._room(self._plan.rows)
         self._tokens = self._scratch.take("rows", self._plan.rows + 1, sample.x.shape[1])
         self._tokens[0] = 0
-        self._ok = True
+        self._filtered = self._engine.filter is not None and self._engine.filter.works(steps.patch)
+        self._whole = whole or self._filtered
+        self.reconstruction: Reconstruction | None = None
         self.count = 0
-        self.error = 0.0
+        self.error = self.cross = self.power = 0.0
 
     def symbols(self) -> Symbols:
         """What was coded."""
         index, classes, values, _ = self.lists
         n = self.count
-        return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), max(self.error, 0.0))
+        return Symbols(
+            index[:n].copy(), classes[:n].copy(), values[:n].copy(), max(self.error, 0.0), self.cross, self.power
+        )
 
     def prices(self, symbols: Symbols) -> FloatArray:
         """Of evidence; right after the symbols were coded."""
@@ -191,7 +222,7 @@ class _Run:
 
     def code(self) -> bool:
         """Codes all rows; False when a value cannot be."""
-        engine, sample, plan = self._engine, self._sample, self._plan
+        plan = self._plan
         grid, apart = self._centred()
         root, details = split_all(grid, plan, self._scratch)
         field = self._group(1, root.reshape(1, -1), prefix=False)
@@ -199,15 +230,41 @@ class _Run:
             return False
         self._decode(1, 2)
         low = self._tokens[1].reshape(1, 1, -1)
+        head, coded = self._prefix(field[1])
+        if not coded:
+            return False
+        decoded = self._levels(plan, low, details)
+        if decoded is None:
+            return False
+        if self._whole:
+            self.reconstruction = Reconstruction(grid, decoded, head)
+        if self._filtered:
+            self._judge_filter(grid, decoded, head)
+        return apart is None or self._group(plan.rows - len(apart) + 1, apart, prefix=False) is not None
+
+    def _prefix(self, root: FloatArray) -> tuple[FloatArray | None, bool]:
+        """Codes the prefix tokens; the first as decoded less its mean, where it is needed, and whether all could be."""
+        engine, sample = self._engine, self._sample
         heads = sample.x[: sample.prefix] - engine.head_mean(sample.prefix)
+        decoded = None
         for number in range(sample.prefix):
             known = number < len(engine.predictors)
-            head = heads[number] - engine.predictors[number](field[1]) if known else heads[number]
-            if self._group(2 + number, head[None], prefix=known) is None:
-                return False
-        if not self._levels(plan, low, details):
-            return False
-        return apart is None or self._group(plan.rows - len(apart) + 1, apart, prefix=False) is not None
+            predicted = engine.predictors[number](root) if known else np.float32(0)
+            field = self._group(2 + number, (heads[number] - predicted)[None], prefix=known)
+            if field is None:
+                return None, False
+            if self._whole and known and number == 0:
+                self._decode(2, 3)
+                decoded = self._tokens[2] + predicted
+        return decoded, True
+
+    def _judge_filter(self, grid: FloatArray, decoded: FloatArray, head: FloatArray | None) -> None:
+        """What the filter would win, far tokens' places counted as they are on the grid."""
+        assert self._engine.filter is not None
+        change = self._engine.filter.correction(decoded, head, self._steps.patch)
+        self.power = _energy(change)
+        missing = np.subtract(grid, decoded, out=decoded)
+        self.cross = float(np.vdot(missing, change))
 
     def _centred(self) -> tuple[FloatArray, FloatArray | None]:
         """The grid (h, w, C) less the means, without far tokens; and these, less theirs."""
@@ -222,7 +279,8 @@ class _Run:
         fill(grid, sample.far)
         return grid, patches[sample.far] - engine.model.far_mean
 
-    def _levels(self, plan: Plan, low: FloatArray, details: list[list[FloatArray]]) -> bool:
+    def _levels(self, plan: Plan, low: FloatArray, details: list[list[FloatArray]]) -> FloatArray | None:
+        """Codes the details; the grid as decoded, or that of the finest level's parents where nobody needs it."""
         engine = self._engine
         for level, parts in zip(plan.levels, details, strict=True):
             engine.take_slope(level, low, parts, -1)
@@ -230,16 +288,16 @@ class _Run:
             for orientation, part in enumerate(parts):
                 first, end = level.first[orientation], level.first[orientation + 1]
                 if first < end and self._group(first, part.reshape(-1, part.shape[2]), prefix=False) is None:
-                    return False
-                if level.depth:
+                    return None
+                if level.depth or self._whole:
                     self._decode(first, end)
                     decoded.append(self._tokens[first:end].reshape(part.shape))
-            if level.depth:
+            if level.depth or self._whole:
                 engine.take_slope(level, low, decoded, 1)
                 above = self._scratch.take(f"level {level.depth} decoded", level.h, level.w, low.shape[2])
                 merge(low, decoded[0], decoded[1], decoded[2], level.y_low, level.x_low, above)
                 low = above
-        return True
+        return low
 
     def _decode(self, first: int, end: int) -> None:
         """Rows `first` to `end` - 1 of the tokens, as the decoder has them."""

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpcompress.transforms.klt_basis import Bases, Predictor, group_starts
+from mpcompress.transforms.klt_filter import Filter
 from mpcompress.transforms.klt_haar import predict, split
 from mpcompress.transforms.klt_inverse import invert_rows
 from mpcompress.transforms.klt_model import KltModel
@@ -36,6 +37,7 @@ class Engine:
             Predictor(rows, scale, root_group, starts)
             for rows, scale in zip(model.predictor, model.predictor_scale, strict=True)
         ]
+        self.filter = None if model.filter is None else Filter(model.filter)
         self.feedback = [(np.float32(left), np.float32(up)) for left, up in model.feedback]
         slopes = [(np.float32(across), np.float32(down)) for across, down in model.slope]
         self._slopes = slopes or [(np.float32(0), np.float32(0))]

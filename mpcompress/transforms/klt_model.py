@@ -18,10 +18,14 @@ from mpcompress.entropy.tables import CdfTables
 from mpcompress.errors import CodecFileError
 from mpcompress.transforms.klt_basis import group_starts
 from mpcompress.transforms.klt_context import CLASSES, EVIDENCE_LIMIT, FEATURES, MAGNITUDES
+from mpcompress.transforms.klt_filter import FilterModel
 from mpcompress.transforms.klt_pyramid import kind_count
 
 FAMILY = "klt"
 BITSTREAM_VERSION = 2
+FILTERED_VERSION = 3
+"""Bitstream version of codecs with a filter; their symbols are as in version 2."""
+
 QP_LIMITS = (-768, 1536)
 """Eighths of a qp that the format can hold; what a codec advertises lies inside."""
 
@@ -83,6 +87,7 @@ class KltModel:
         energy: float32 (N, 8), mean square of a coefficient by octaves of components; 0: unknown. Only encoders use it.
         points: float32 (n, 3), expected log2 of qp step in 1/48 octave, bpfp and NMSE. Only encoders use it.
         tables: 96 tables of q.
+        filter: of decoded features; None: there is none.
         card: what a person wants to know: JSON-able.
     """
 
@@ -117,11 +122,19 @@ class KltModel:
     energy: NDArray[np.float32]
     points: NDArray[np.float32]
     tables: CdfTables
+    filter: FilterModel | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_numbers(self)
         _check_arrays(self)
+        if self.filter is not None:
+            self.filter.check(self.channels, self.prefix_tokens)
+
+    @property
+    def bitstream_version(self) -> int:
+        """Of the units it makes and decodes."""
+        return BITSTREAM_VERSION if self.filter is None else FILTERED_VERSION
 
     @property
     def channels(self) -> int:
@@ -156,7 +169,7 @@ class KltModel:
     def fingerprint(self) -> bytes:
         """8 bytes over all that decoding depends on, and nothing else: no name, card, qp range or rate."""
         width = self.token_res[1] if self.token_res else 0
-        numbers = [BITSTREAM_VERSION, width, *self.mean_grid, self.base_log2, self.cutoff]
+        numbers = [self.bitstream_version, width, *self.mean_grid, self.base_log2, self.cutoff]
         numbers += [self.prefix_qp_offset_eighths, self.tables.precision]
         parts: list[tuple[str, bytes | NDArray[Any]]] = [
             ("family", FAMILY.encode()),
@@ -164,6 +177,9 @@ class KltModel:
         ]
         parts += [(name, getattr(self, name)) for name in _DECODING]
         parts += [(f"table_{name}", getattr(self.tables, name)) for name in ("freqs", "lengths", "offsets")]
+        if self.filter is not None:
+            parts += [("filter_start", np.array([self.filter.start], np.int64))]
+            parts += [(f"filter_{name}", array) for name, array in self.filter.arrays()]
         return fingerprint_of(parts)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from mpcompress.codec import QpRange
 from mpcompress.entropy.tables import CdfTables
 from mpcompress.errors import CodecFileError
-from mpcompress.transforms.klt_model import BITSTREAM_VERSION, FAMILY, KltModel
+from mpcompress.transforms.klt_filter import FilterModel
+from mpcompress.transforms.klt_model import BITSTREAM_VERSION, FAMILY, FILTERED_VERSION, KltModel
 from mpcompress.transforms.tensor_file import read_tensor_file, write_tensor_file
 
 __all__ = ["read_model", "write_model"]
@@ -19,6 +20,7 @@ __all__ = ["read_model", "write_model"]
 _METADATA_KEY = "mpcompress"
 _TABLE_PARTS = ("freqs", "lengths", "offsets")
 _INTEGERS = ("base_log2", "cutoff", "prefix_qp_offset_eighths")
+_FILTER = "filter_"
 _FLOATS = ("rate", "token_energy", "domain_typical", "domain_bound")
 
 
@@ -28,7 +30,7 @@ def write_model(model: KltModel) -> bytes:
     tensors.update({f"table_{name}": getattr(model.tables, name) for name in _TABLE_PARTS})
     header = {
         "family": FAMILY,
-        "bitstream_version": BITSTREAM_VERSION,
+        "bitstream_version": model.bitstream_version,
         "precision": model.tables.precision,
         "qp_eighths": [model.qp.minimum, model.qp.maximum, model.qp.default],
         "token_res": None if model.token_res is None else list(model.token_res),
@@ -36,6 +38,9 @@ def write_model(model: KltModel) -> bytes:
         "card": dict(model.card),
     }
     header.update({name: getattr(model, name) for name in ("id", "description", *_INTEGERS, *_FLOATS)})
+    if model.filter is not None:
+        tensors.update({_FILTER + name: array for name, array in model.filter.arrays()})
+        header["filter_start"] = model.filter.start
     return write_tensor_file(tensors, {_METADATA_KEY: json.dumps(header, sort_keys=True)})
 
 
@@ -48,16 +53,22 @@ def read_model(data: bytes) -> KltModel:
         header = json.loads(metadata[_METADATA_KEY])
         if header["family"] != FAMILY:
             raise CodecFileError(f"a file of family {header['family']!r}, not {FAMILY}", field="weights")
-        if header["bitstream_version"] != BITSTREAM_VERSION:
+        filtered = header["bitstream_version"] == FILTERED_VERSION
+        if not filtered and header["bitstream_version"] != BITSTREAM_VERSION:
             said = header["bitstream_version"]
             raise CodecFileError(
-                f"a file of bitstream version {said!r}; this release reads {BITSTREAM_VERSION}: "
+                f"a file of bitstream version {said!r}; this release reads {BITSTREAM_VERSION} "
+                f"and {FILTERED_VERSION}: "
                 "calibrate again, or get this codec's file for this release",
                 field="weights",
             )
         table_parts = {name: tensors.pop(f"table_{name}") for name in _TABLE_PARTS}
         minimum, maximum, default = (_integer(value) for value in header["qp_eighths"])
         parts: dict[str, Any] = dict(tensors)
+        if filtered:
+            names = [name for name in parts if name.startswith(_FILTER)]
+            arrays = {name.removeprefix(_FILTER): parts.pop(name) for name in names}
+            parts["filter"] = FilterModel(start=_integer(header["filter_start"]), **arrays)
         parts.update({name: _integer(header[name]) for name in _INTEGERS})
         parts.update({name: float(header[name]) for name in _FLOATS})
         return KltModel(

@@ -28,7 +28,7 @@ class RatePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationReport:
-    """What was fitted on what, and what to expect of it."""
+    """What was fitted on what, and what to expect of it; `filter_from_qp_eighths`: None without a filter."""
 
     codec_id: str
     tensors: int
@@ -38,6 +38,7 @@ class CalibrationReport:
     prefix_tokens: int
     points: tuple[RatePoint, ...]
     warnings: tuple[str, ...]
+    filter_from_qp_eighths: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class CalibrationResult:
             f"- **Calibrated on**: {report.tensors} tensors; {report.held_out} others held out for the table below",
             f"- **Shape**: {report.prefix_tokens} prefix tokens + {grid}, {report.channels} channels",
             f"- **Family, fingerprint**: klt, `{self.fingerprint.hex()}`",
+            *self._filter_line(),
             "",
             "| qp | bpfp, mean ± deviation | bpfp, worst | NMSE, mean ± deviation | NMSE, worst |",
             "|---|---|---|---|---|",
@@ -83,3 +85,7 @@ class CalibrationResult:
         ]
         lines += ["", *(f"Warning: {warning}" for warning in report.warnings)] if report.warnings else []
         return "\n".join(lines) + "\n"
+
+    def _filter_line(self) -> list[str]:
+        begins = self.report.filter_from_qp_eighths
+        return [] if begins is None else [f"- **Filter behind the decoder**: from qp {begins / 8:g} on"]

@@ -1,7 +1,7 @@
 """Choosing how to code an item: its far tokens, its gain, and the qp that reaches a target.
 
 qp given        one trial; features unlike the calibration set get a second with the gain that fits them
-target given    the codec's expected points say where to begin; each trial corrects the guess, three as a rule
+target given    the codec's expected points say where to begin; a trial corrects the guess, the next confirms it
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from mpcompress.transforms.klt_context import UNITS
 from mpcompress.transforms.klt_domain import Domain
 from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder, Sample, Symbols
 from mpcompress.transforms.klt_far import find_far
+from mpcompress.transforms.klt_filter import FULL_STRENGTH
 from mpcompress.transforms.klt_model import MAX_GAIN, KltModel
 from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
-from mpcompress.transforms.klt_state import KltState, effort_of
+from mpcompress.transforms.klt_state import STRENGTHS, KltState, effort_of
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
 
 __all__ = ["Item", "Trial", "search"]
 
 _MAX_TRIALS = 10
-_CLOSE = 0.012  # of the target, relative: stop there
+_CLOSE = 0.025  # of the target, relative: stop there
 _REACHED = 0.03
 _PASSES = 1  # of effort 2, after the first: more save nothing
+_WORTH_SAYING = 0.005  # of the error
 _TOO_LOUD = 0.16  # mean squared error in squared steps: more than quantising costs, so too much was not coded
 
 FloatArray = NDArray[np.float32]
@@ -135,17 +137,32 @@ def _trial(item: Item, state: KltState) -> Trial:
         if symbols is None:
             raise _too_large(item.x)
         found.append(symbols)
-    error = sum(symbols.error for symbols in found)
+    strength, error = _strength(found)
     nmse = error / item.x.size / item.variance if item.variance > 0 else None
     distance, domain_gain = domain.summary()
     return Trial(
-        state=state,
+        state=replace(state, filter_strength=strength),
         symbols=tuple(found),
         error=error,
         nmse=nmse,
         distance=distance,
         domain_gain=domain_gain,
     )
+
+
+def _strength(found: list[Symbols]) -> tuple[int, float]:
+    """Of the filter, in eighths, and the error that is left: full, unless another is worth the byte that says so."""
+    error, cross, power = (sum(getattr(part, name) for part in found) for name in ("error", "cross", "power"))
+
+    def left(strength: int) -> float:
+        share = strength / FULL_STRENGTH
+        return max(float(error - share * (2 * cross - share * power)), 0.0)
+
+    low, high = STRENGTHS
+    best = round(FULL_STRENGTH * cross / power) if power > 0 else FULL_STRENGTH
+    best = min(max(best, FULL_STRENGTH + low), FULL_STRENGTH + high)
+    strength = best if left(FULL_STRENGTH) - left(best) > _WORTH_SAYING * error else FULL_STRENGTH
+    return strength, left(strength)
 
 
 def _with_gain(item: Item, trial: Trial) -> Trial:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mpcompress.codec import Array, CodingParams, TensorSpec, Unit
 from mpcompress.errors import CorruptBitstreamError, InvalidInputError
 from mpcompress.transforms.klt_far import most_far
+from mpcompress.transforms.klt_filter import FULL_STRENGTH
 from mpcompress.transforms.klt_model import MAX_GAIN, MAX_PREFIX_OFFSET, MAX_PREFIX_TOKENS, QP_LIMITS, KltModel
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -22,6 +23,10 @@ EFFORTS = (0, 1, 2)
 DEFAULT_EFFORT = 1
 
 _MAX_SIDE = 65535
+STRENGTHS = (-FULL_STRENGTH, FULL_STRENGTH - 1)
+"""Least and most of `filter_strength_eighths`: none, and nearly twice the filter's correction."""
+
+_STRENGTH = "filter_strength_eighths"
 _OFFSET = "prefix_qp_offset_eighths"
 _EFFORT = "effort"
 
@@ -68,7 +73,8 @@ class Shape:
 class KltState:
     """Everything about one item but its symbols: qp, grid (H, W), prefix tokens P; L = P + H * W.
 
-    `far` are the far tokens: sample * H * W + patch, rising.
+    `far` are the far tokens: sample * H * W + patch, rising. `filter_strength` is in eighths, and means nothing to a
+    codec without a filter.
     """
 
     qp_eighths: int
@@ -78,6 +84,7 @@ class KltState:
     prefix_offset_eighths: int
     gain_eighths: int = 0
     far: tuple[int, ...] = ()
+    filter_strength: int = FULL_STRENGTH
 
     @classmethod
     def of(cls, params: CodingParams, qp_eighths: int) -> KltState:
@@ -192,6 +199,8 @@ def write_state(model: KltModel, state: KltState, shape: Shape) -> dict[str, Any
         pstate[_OFFSET] = state.prefix_offset_eighths
     if state.gain_eighths:
         pstate["gain_eighths"] = state.gain_eighths
+    if model.filter is not None and state.filter_strength != FULL_STRENGTH:
+        pstate[_STRENGTH] = state.filter_strength - FULL_STRENGTH
     if state.far:
         pstate["far_tokens"] = np.diff(np.array(state.far, np.int64) - np.arange(len(state.far)), prepend=0).tolist()
     return pstate
@@ -225,6 +234,7 @@ def read_state(model: KltModel, unit: Unit) -> tuple[KltState, TensorSpec, Shape
             pstate, _OFFSET, -MAX_PREFIX_OFFSET, MAX_PREFIX_OFFSET, model.prefix_qp_offset_eighths
         ),
         gain_eighths=_take(pstate, "gain_eighths", -MAX_GAIN, MAX_GAIN, 0),
+        filter_strength=FULL_STRENGTH + (_take(pstate, _STRENGTH, *STRENGTHS, 0) if model.filter is not None else 0),
         far=_far(pstate.pop("far_tokens", []), shape.samples, patches),
     )
     if pstate:

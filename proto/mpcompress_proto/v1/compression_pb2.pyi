@@ -580,6 +580,7 @@ class KltState(_message.Message):
     PREFIX_QP_OFFSET_EIGHTHS_FIELD_NUMBER: _builtins.int
     GAIN_EIGHTHS_FIELD_NUMBER: _builtins.int
     FAR_TOKENS_FIELD_NUMBER: _builtins.int
+    FILTER_STRENGTH_EIGHTHS_FIELD_NUMBER: _builtins.int
     qp_eighths: _builtins.int
     """As CodingParams.qp_eighths."""
     token_width: _builtins.int
@@ -590,6 +591,8 @@ class KltState(_message.Message):
     """As KltParams. Absent: the codec's own."""
     gain_eighths: _builtins.int
     """Gain of this tensor relative to the calibration set, 1/8 qp steps."""
+    filter_strength_eighths: _builtins.int
+    """Strength of the decoder's filter less 1, in eighths; -8: none. Only of codecs that have one."""
     @_builtins.property
     def far_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Patch tokens coded apart, rising, sample * H * W + patch: the first one, then how many lie between two."""
@@ -603,10 +606,11 @@ class KltState(_message.Message):
         prefix_qp_offset_eighths: _builtins.int | None = ...,
         gain_eighths: _builtins.int = ...,
         far_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        filter_strength_eighths: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prefix_qp_offset_eighths", b"_prefix_qp_offset_eighths", "_prefix_tokens", b"_prefix_tokens", "_token_width", b"_token_width", "prefix_qp_offset_eighths", b"prefix_qp_offset_eighths", "prefix_tokens", b"prefix_tokens", "token_width", b"token_width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefix_qp_offset_eighths", b"_prefix_qp_offset_eighths", "_prefix_tokens", b"_prefix_tokens", "_token_width", b"_token_width", "far_tokens", b"far_tokens", "gain_eighths", b"gain_eighths", "prefix_qp_offset_eighths", b"prefix_qp_offset_eighths", "prefix_tokens", b"prefix_tokens", "qp_eighths", b"qp_eighths", "token_width", b"token_width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefix_qp_offset_eighths", b"_prefix_qp_offset_eighths", "_prefix_tokens", b"_prefix_tokens", "_token_width", b"_token_width", "far_tokens", b"far_tokens", "filter_strength_eighths", b"filter_strength_eighths", "gain_eighths", b"gain_eighths", "prefix_qp_offset_eighths", b"prefix_qp_offset_eighths", "prefix_tokens", b"prefix_tokens", "qp_eighths", b"qp_eighths", "token_width", b"token_width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prefix_qp_offset_eighths: _TypeAlias = _typing.Literal["prefix_qp_offset_eighths"]  # noqa: Y015
     _WhichOneofArgType__prefix_qp_offset_eighths: _TypeAlias = _typing.Literal["_prefix_qp_offset_eighths", b"_prefix_qp_offset_eighths"]  # noqa: Y015

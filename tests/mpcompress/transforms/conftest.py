@@ -70,6 +70,14 @@ def code(codec: KltCodec, x: np.ndarray, **params) -> tuple[Coded, Unit, np.ndar
     return coded, unit, codec.decompress([unit])[0]["h_hat"]
 
 
+def unfiltered(codec: KltCodec, unit: Unit) -> np.ndarray:
+    """What a unit decodes to with the codec's filter, if it has one, switched off."""
+    off = {"filter_strength_eighths": -8} if codec.model.filter is not None else {}
+    plain = Unit(strings=unit.strings, pstate={**unit.pstate, **off}, specs=unit.specs)
+    codec.check_unit(plain)
+    return codec.decompress([plain])[0]["h_hat"]
+
+
 def symbols(codec: KltCodec, x: np.ndarray, qp: int) -> Symbols:
     """What the encoder makes of a tensor on the codec's own grid."""
     height, width = codec.token_res
@@ -98,6 +106,7 @@ def tools():
         smooth = staticmethod(smooth)
         spec_of = staticmethod(spec_of)
         code = staticmethod(code)
+        unfiltered = staticmethod(unfiltered)
         symbols = staticmethod(symbols)
         ideal_bits = staticmethod(ideal_bits)
 

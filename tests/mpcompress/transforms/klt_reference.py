@@ -201,7 +201,12 @@ def decode(raw, payload, pstate, shape):
         if p < known:
             predictor = file["predictor"][p] * file["predictor_scale"][p][:, None].astype(float)
             out[p] += field[0] @ predictor
-    out[prefix:] = pyramid(file, features, index, height, width).reshape(patches, -1)
+    grid = pyramid(file, features, index, height, width)
+    if "filter_inner" in file and 0 <= lstep - header["filter_start"] <= 384:
+        head = out[0] - means[0] if prefix and known else None
+        strength = 1 + pstate.get("filter_strength_eighths", 0) / 8
+        grid = grid + strength * correction(file, grid, head, (lstep - header["filter_start"]) / 192)
+    out[prefix:] = grid.reshape(patches, -1)
     gh, gw = header["mean_grid"]
     for i in range(height):
         for j in range(width):
@@ -209,6 +214,30 @@ def decode(raw, payload, pstate, shape):
     for number, token in enumerate(far):
         out[prefix + token] = features[len(rows) - len(far) + number] + file["far_mean"]
     return q, out
+
+
+def correction(file, grid, head, t):
+    """What the filter adds to a grid (h, w, C)."""
+
+    def rows(name):
+        return file[f"filter_{name}"] * file[f"filter_{name}_scale"][..., None].astype(float)
+
+    height, width, _ = grid.shape
+    units = grid @ rows("inner").T
+    near = file["filter_near"].astype(float)
+    powers = np.array([1, min(t, 1), min(t, 1) ** 2])
+    context = rows("context")[0] @ grid.mean(axis=(0, 1))
+    if head is not None and len(file["filter_context"]) > 1:
+        context = context + rows("context")[1] @ head
+    hidden = np.zeros(units.shape)
+    for i in range(height):
+        for j in range(width):
+            for y in (-1, 0, 1):
+                for x in (-1, 0, 1):
+                    if 0 <= i + y < height and 0 <= j + x < width:
+                        hidden[i, j] += near[:, 1 + y, 1 + x] * units[i + y, j + x]
+    hidden = np.maximum(hidden + context + file["filter_bias"].astype(float) @ powers, 0)
+    return (hidden * (file["filter_gain"].astype(float) @ powers)) @ rows("outer")
 
 
 def pyramid(file, features, index, height, width):

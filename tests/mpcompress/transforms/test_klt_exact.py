@@ -27,8 +27,7 @@ def reference():
 def golden(request):
     path = request.param
     known = json.loads(path.read_text(encoding="utf-8"))
-    codec_id = next(name for name in ("block6", "final") if f"vits14-{name}-" in path.name)
-    codec = load(preset(f"klt-imgfocus-vits14-{codec_id}"))
+    codec = load(preset(known["codec"]))
     spec = TensorSpec(name="h", dtype="float16", shape=tuple(known["shape"]))
     unit = Unit(strings=[path.with_suffix(".bin").read_bytes()], pstate=known["pstate"], specs=(spec,))
     return codec, unit, known, np.load(path.with_suffix(".npz"))
@@ -41,7 +40,7 @@ def symbols_of(codec, unit) -> tuple[np.ndarray, ...]:
 
 
 def test_there_are_golden_units():
-    assert len(GOLDEN) == 8
+    assert len(GOLDEN) == 9
 
 
 def test_golden_units_decode_to_their_symbols(golden):

@@ -198,7 +198,7 @@ def test_files_that_are_none_are_refused(model):
 
 
 def test_a_file_of_version_1_says_what_to_do(model):
-    with pytest.raises(CodecFileError, match="version 1; this release reads 2: calibrate again"):
+    with pytest.raises(CodecFileError, match="version 1; this release reads 2 and 3: calibrate again"):
         read_model(changed_file(model, header={"bitstream_version": 1}))
 
 

@@ -22,6 +22,14 @@ CASES = {
 }
 
 
+CODECS = {
+    "klt-imgfocus-vits14-block6": ("block6", tuple(CASES)),
+    "klt-imgfocus-vits14-final": ("final", tuple(CASES)),
+    "klt-minilm-last": ("final", ("qp20-sequence-gain",)),
+}
+"""Features and cases; the codec without a filter takes features of another model, which is as good a test."""
+
+
 def features_of(tap: str, case: str) -> np.ndarray:
     """Real features; 20 times as large for the gain, and with massive activations in two tokens for far ones."""
     h = np.load(HERE.parents[1] / "data" / f"features_{tap}.npy")[1][CASES[case][1]]
@@ -35,9 +43,10 @@ def features_of(tap: str, case: str) -> np.ndarray:
 
 
 def main() -> None:
-    for tap in ("block6", "final"):
-        codec = load(preset(f"klt-imgfocus-vits14-{tap}"))
-        for case, (params, _) in CASES.items():
+    for codec_id, (tap, cases) in CODECS.items():
+        codec = load(preset(codec_id))
+        for case in cases:
+            params, _ = CASES[case]
             target = HERE / "golden" / f"{codec.id}-{case}"
             target.parent.mkdir(exist_ok=True)
             if target.with_suffix(".json").exists():
@@ -49,7 +58,12 @@ def main() -> None:
             unit = Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))
             (decoded,) = codec.read_symbols(unit)
             (out,) = codec.decompress([unit])
-            known = {"shape": h.shape, "pstate": coded.pstate, "fingerprint": codec.fingerprint.hex()}
+            known = {
+                "codec": codec.id,
+                "shape": h.shape,
+                "pstate": coded.pstate,
+                "fingerprint": codec.fingerprint.hex(),
+            }
             target.with_suffix(".json").write_text(json.dumps(known) + "\n", encoding="utf-8")
             target.with_suffix(".bin").write_bytes(coded.strings[0])
             arrays = {"index": decoded.index, "classes": decoded.classes, "values": decoded.values}
