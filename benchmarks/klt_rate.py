@@ -2,8 +2,9 @@
 
     python benchmarks/klt_rate.py --codec klt-imgfocus-vits14-final --features features/final/test
 
-Prints, per codec and qp, medians over n tensors of bpfp (payload + 48 bytes), NMSE, cosine of the prefix tokens, by how
-much the payload exceeds the ideal length of its symbols, and CPU milliseconds to encode and decode. One thread.
+Prints, per codec and qp, medians over n tensors of bpfp (payload + 48 bytes), NMSE, NMSE without the codec's filter,
+cosine of the prefix tokens, by how much the payload exceeds the ideal length of its symbols, and CPU milliseconds to
+encode and decode. One thread.
 """
 
 # ruff: noqa: E402 - threads are counted when numpy is imported
@@ -24,10 +25,11 @@ from mpcompress.codec import CodingParams, TensorSpec, Unit
 from mpcompress.feature_files import open_features
 from mpcompress.metrics import bpfp, cosine, nmse
 from mpcompress.registry import CodecSpec, load, preset, preset_ids
-from mpcompress.transforms.klt_encoder import Encoder, Sample
+from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_model_file import read_model
 from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
+from mpcompress.transforms.klt_sample import Sample
 from mpcompress.transforms.klt_statistics import Steps, statistics_at
 
 
@@ -41,15 +43,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="tensors per folder")
     args = parser.parse_args()
     codecs = args.codec * len(args.features) if len(args.codec) == 1 else args.codec
-    print("| features | codec | n | qp | bpfp | NMSE | prefix cosine | over ideal | encode ms | decode ms |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| features | codec | n | qp | bpfp | NMSE | unfiltered | prefix cosine | over ideal | encode ms | decode ms |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for folder, name in zip(args.features, codecs, strict=True):
         codec = load(_spec(name))
         codec.warm_up()
         tensors = [tensor.read().astype(np.float16) for tensor in open_features(folder)[: args.limit]]
         for qp in args.qp:
             row = np.median([_measure(codec, h, qp, args.prefix_qp_offset) for h in tensors], axis=0)
-            figures = f"{row[0]:.3f} | {row[1]:.4f} | {row[2]:.4f} | {100 * row[5]:.2f} % | {row[3]:.1f} | {row[4]:.1f}"
+            figures = f"{row[0]:.3f} | {row[1]:.4f} | {row[6]:.4f} | {row[2]:.4f}"
+            figures += f" | {100 * row[5]:.2f} % | {row[3]:.1f} | {row[4]:.1f}"
             where = "/".join(folder.parts[-2:])
             print(f"| {where} | {codec.id} | {len(tensors)} | {qp:g} | {figures} |", flush=True)
 
@@ -77,7 +82,15 @@ def _measure(codec, h, qp, offset) -> tuple[float, ...]:
         1000 * (middle - begin),
         1000 * (end - middle),
         8 * len(coded.strings[0]) / _ideal_bits(codec, h, coded.pstate) - 1,
+        nmse(h, _unfiltered(codec, coded, spec)),
     )
+
+
+def _unfiltered(codec, coded, spec) -> np.ndarray:
+    """What a unit decodes to without the codec's filter."""
+    off = {} if codec.model.filter is None else {"filter_strength_eighths": -8}
+    unit = Unit(strings=coded.strings, pstate={**coded.pstate, **off}, specs=(spec,))
+    return codec.decompress([unit])[0]["h_hat"]
 
 
 def _ideal_bits(codec, h, pstate) -> float:

@@ -14,8 +14,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.transforms.klt_encoder import Group
 from mpcompress.transforms.klt_model import BANDS, KltModel
+from mpcompress.transforms.klt_sample import Group
 
 __all__ = ["Domain", "bands_of"]
 

@@ -9,9 +9,6 @@ The pyramid and the bases are orthonormal, so the error of the features is that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,92 +18,16 @@ from mpcompress.transforms.klt_far import fill
 from mpcompress.transforms.klt_haar import merge
 from mpcompress.transforms.klt_kernels import quantise_rows
 from mpcompress.transforms.klt_pyramid import Plan
+from mpcompress.transforms.klt_sample import Group, Observer, Reconstruction, Sample, Symbols
 from mpcompress.transforms.klt_statistics import Statistics, Steps
 from mpcompress.transforms.scratch import Scratch
 
-__all__ = ["DEAD_ZONE", "Encoder", "Group", "Reconstruction", "Sample", "Symbols"]
+__all__ = ["DEAD_ZONE", "Encoder"]
 
 DEAD_ZONE = -1.0
 """A rate that turns the search off."""
 
 FloatArray = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is to be coded: x float32 (prefix + height * width, C), and its far tokens among the patches.
-
-    `centred` are the patches less their means, where `Encoder.centred` has just computed them and none are far.
-    """
-
-    x: FloatArray
-    prefix: int
-    height: int
-    width: int
-    far: NDArray[np.int64]
-    centred: FloatArray | None = None
-
-
-@dataclass(frozen=True)
-class Symbols:
-    """Symbols of one sample in the order of the stream, and what they leave.
-
-    Args:
-        index: int32 (n,), row * K + k.
-        classes: uint16 (n,).
-        values: int32 (n,).
-        error: sum of squared differences of the decoded features, before they are rounded to a dtype and filtered.
-        cross: sum of products of these differences and what the filter would add; 0 without one.
-        power: sum of squares of what the filter would add.
-    """
-
-    index: NDArray[np.int32]
-    classes: NDArray[np.uint16]
-    values: NDArray[np.int32]
-    error: float
-    cross: float = 0.0
-    power: float = 0.0
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """Patches of a sample less their means, as they are and as a decoder has them before its filter.
-
-    Args:
-        centred: (h, w, C).
-        grid: (h, w, C), as decoded.
-        head: (C,), the first prefix token as decoded, less its mean; None without one that the codec knows.
-    """
-
-    centred: FloatArray
-    grid: FloatArray
-    head: FloatArray | None
-
-
-@dataclass(frozen=True)
-class Group:
-    """What an observer sees of rows of one kind.
-
-    Args:
-        kind: of the rows.
-        first: row of the first.
-        x: (n, depth) coefficients after the prediction from coarser levels.
-        field: (n + 1, depth) as decoded; row 0 is zero.
-        energy: sum of squares of all K coefficients of the rows.
-        begin: first symbol of the group.
-        end: and one past its last.
-    """
-
-    kind: int
-    first: int
-    x: FloatArray
-    field: FloatArray
-    energy: float
-    begin: int
-    end: int
-
-
-Observer = Callable[[Group], None]
 
 
 class Encoder:

@@ -16,7 +16,7 @@ from mpcompress.codec import QpRange
 from mpcompress.errors import InvalidInputError
 from mpcompress.transforms.klt_context import UNITS, new_memory
 from mpcompress.transforms.klt_domain import Domain
-from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder, Group, Sample, Symbols
+from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_fit_data import FitData, FitTensor
 from mpcompress.transforms.klt_fit_tables import Histogram, fit_centroid, fit_evidence, fit_tables
@@ -24,6 +24,7 @@ from mpcompress.transforms.klt_fit_transform import Transform, fit_transform
 from mpcompress.transforms.klt_fit_weights import OBSERVED, Weights, fit_weights, observe_rows
 from mpcompress.transforms.klt_model import BANDS, KltModel
 from mpcompress.transforms.klt_pyramid import kind_count
+from mpcompress.transforms.klt_sample import Group, Sample, Symbols
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
 
 __all__ = ["QP", "fit_model"]

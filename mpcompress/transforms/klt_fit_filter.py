@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from mpcompress.errors import InvalidInputError
 from mpcompress.transforms.klt_basis import to_bytes
-from mpcompress.transforms.klt_encoder import Encoder, Sample
+from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_filter import SPAN, FilterModel, near_sums, overlap
 from mpcompress.transforms.klt_fit_data import FitData
 from mpcompress.transforms.klt_model import KltModel
+from mpcompress.transforms.klt_sample import Sample
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
 
 __all__ = ["FILTER_STEPS", "fit_filter"]

@@ -18,11 +18,12 @@ from mpcompress.entropy.rans import encode
 from mpcompress.errors import OutOfRangeError
 from mpcompress.transforms.klt_context import UNITS
 from mpcompress.transforms.klt_domain import Domain
-from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder, Sample, Symbols
+from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder
 from mpcompress.transforms.klt_far import find_far
 from mpcompress.transforms.klt_filter import FULL_STRENGTH
 from mpcompress.transforms.klt_model import MAX_GAIN, KltModel
 from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
+from mpcompress.transforms.klt_sample import Sample, Symbols
 from mpcompress.transforms.klt_state import STRENGTHS, KltState, effort_of
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
 

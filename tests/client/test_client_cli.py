@@ -226,7 +226,8 @@ def test_bad_tensors(mpcompress, final):
         assert words in done.err
 
 
-def test_calibrate_then_code_on_this_device_and_on_a_server(mpcompress, block6, final, tmp_path):
+def test_calibrate_then_code_on_this_device_and_on_a_server(mpcompress, block6, final, tmp_path, monkeypatch):
+    monkeypatch.setattr("mpcompress.calibrate.FILTER_STEPS", 3)
     for number, h in enumerate([*block6, *block6[:, :, ::-1], *final, *final[:, :, ::-1]]):
         np.save(tmp_path / f"h{number}.npy", h[:65, :32])
     files = ["h?.npy", "h10.npy", "h11.npy", "h12.npy", "h13.npy", "h14.npy", "h15.npy"]
@@ -235,12 +236,16 @@ def test_calibrate_then_code_on_this_device_and_on_a_server(mpcompress, block6, 
     assert done.code == 0, done.err
     assert "klt-mine" in done.out
     assert Path("mine.md").read_text().startswith("# klt-mine")
-    again = mpcompress("calibrate", *files, *arguments, "--id", "my-codec", "--description", "for a test", "--json")
+    naming = ("--id", "my-codec", "--description", "for a test")
+    assert mpcompress("calibrate", *files, *arguments, *naming, "--json").json["filter_from_qp_eighths"] is None
+    again = mpcompress("calibrate", *files, *arguments, *naming, "--filter", "--json")
+    assert again.json["filter_from_qp_eighths"] == 200
     assert again.json["codec_id"] == "my-codec"
     assert len(again.json["points"]) > 1
-    done = mpcompress("compress", "h0.npy", "-o", "h0.mpc", "--codec", "mine.safetensors", "--local")
+    done = mpcompress("compress", "h0.npy", "-o", "h0.mpc", "--codec", "mine.safetensors", "--local", "--qp", "36")
     assert done.code == 0, done.err
     assert CodedUnit.load("h0.mpc").codec_id == "my-codec"
+    assert CodedUnit.load("h0.mpc").header.bitstream_version == 3
     assert mpcompress("decompress", "h0.mpc", "-o", "r.npy", "--local", "--codec", "mine.safetensors").code == 0
     assert np.load("r.npy").shape == (65, 32)
     unknown = mpcompress("decompress", "h0.mpc", "-o", "r.npy", "--local")

@@ -9,9 +9,10 @@ from mpcompress.calibrate import CalibrationResult, calibrate
 from mpcompress.codec import Coded, CodingParams, TensorSpec, Unit
 from mpcompress.registry import load, preset
 from mpcompress.transforms.klt_codec import KltCodec
-from mpcompress.transforms.klt_encoder import Encoder, Sample, Symbols
+from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_model_file import read_model
+from mpcompress.transforms.klt_sample import Sample, Symbols
 from mpcompress.transforms.klt_statistics import Steps, statistics_at
 
 DATA = Path(__file__).resolve().parents[2] / "data"

@@ -10,10 +10,10 @@ from mpcompress.codec import CodingParams, Unit
 from mpcompress.errors import CodecFileError, CorruptBitstreamError
 from mpcompress.metrics import nmse
 from mpcompress.transforms.klt_codec import KltCodec
-from mpcompress.transforms.klt_encoder import Symbols
 from mpcompress.transforms.klt_filter import Filter, near_sums
 from mpcompress.transforms.klt_fit_filter import _Coded, _Network
 from mpcompress.transforms.klt_model_file import read_model, write_model
+from mpcompress.transforms.klt_sample import Symbols
 from mpcompress.transforms.klt_search import _strength
 
 
