@@ -128,13 +128,14 @@ class KltCodec(FeatureCodec):
         return [self._decoded(unit)() for unit in batch]
 
     def warm_up(self) -> None:
-        """Codes zeros on the codec's own grid, at the default qp: plans, statistics and buffers are then there."""
+        """Codes zeros on the codec's own grid, with and without its filter: plans and buffers are then there."""
         height, width = self.token_res or (1, 64)
         h = np.zeros((self.prefix_tokens + height * width, self.model.channels), np.float32)
         spec = TensorSpec(name="h", dtype="float32", shape=h.shape)
-        params = CodingParams(token_res=(height, width), prefix_tokens=self.prefix_tokens)
-        (coded,) = self.compress([{"h": h}], self.resolve([spec], params))
-        self.decompress([Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))])
+        for qp in (self.model.qp.default, self.model.qp.maximum):
+            params = CodingParams(qp_eighths=qp, token_res=(height, width), prefix_tokens=self.prefix_tokens)
+            (coded,) = self.compress([{"h": h}], self.resolve([spec], params))
+            self.decompress([Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))])
 
     def codec_file(self) -> bytes:
         """The safetensors file."""

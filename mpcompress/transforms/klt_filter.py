@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcompress._numba import njit, types
 from mpcompress.errors import CodecFileError
+from mpcompress.transforms.klt_haar import F1R, F3, F3R
 
-__all__ = ["FULL_STRENGTH", "SPAN", "Filter", "FilterModel", "near_sums", "overlap"]
+__all__ = ["FULL_STRENGTH", "SPAN", "Filter", "FilterModel", "hidden_units"]
 
 SPAN = 192
 """1/48 octave: t goes from 0 at the finest step that is filtered to 1 at one that is 24 qp coarser."""
@@ -138,31 +140,24 @@ class Filter:
         context = tokens.mean(axis=0) @ self._context[0]
         if head is not None and len(self._context) > 1:
             context += head @ self._context[1]
-        hidden = near_sums(np.matmul(tokens, self._inner).reshape(h, w, -1), self._near)
-        hidden += context + powers @ self._bias
-        np.maximum(hidden, 0, out=hidden)
-        hidden *= powers @ self._gain
+        units = np.matmul(tokens, self._inner).reshape(h, w, -1)
+        hidden = np.empty_like(units)
+        hidden_units(units, self._near, context + powers @ self._bias, powers @ self._gain, hidden)
         change: FloatArray = np.matmul(hidden.reshape(h * w, -1), self._outer).reshape(h, w, channels)
         return change
 
 
-def near_sums(units: FloatArray, near: FloatArray) -> FloatArray:
-    """(..., h, w, H) to the sums over each node's 3 x 3 neighbourhood, weighted by near (3, 3, H)."""
-    h, w = units.shape[-3:-1]
-    out: FloatArray = units * near[1, 1]
-    for i in range(3):
-        for j in range(3):
-            if (i, j) == (1, 1) or abs(i - 1) >= h or abs(j - 1) >= w:
-                continue
-            to, seen = overlap(i - 1, j - 1)
-            out[to] += units[seen] * near[i, j]
-    return out
-
-
-def overlap(down: int, across: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Nodes that have a neighbour so far down and across, and these neighbours."""
-    to, seen = [], []
-    for shift in (down, across):
-        to.append(slice(max(-shift, 0), -shift if shift > 0 else None))
-        seen.append(slice(max(shift, 0), shift if shift < 0 else None))
-    return (..., *to, slice(None)), (..., *seen, slice(None))
+@njit(types.void(F3R, F3R, F1R, F1R, F3), lazy=True, fastmath={"contract"})
+def hidden_units(units: Any, near: Any, shift: Any, gain: Any, out: Any) -> None:
+    """Units (h, w, H) to max(sums over 3 x 3 neighbours weighted by near (3, 3, H) + shift (H,), 0) * gain (H,)."""
+    height, width, hidden = units.shape
+    for i in range(height):
+        for j in range(width):
+            for k in range(hidden):
+                out[i, j, k] = shift[k]
+            for y in range(max(i - 1, 0), min(i + 2, height)):
+                for x in range(max(j - 1, 0), min(j + 2, width)):
+                    for k in range(hidden):
+                        out[i, j, k] += near[y + 1 - i, x + 1 - j, k] * units[y, x, k]
+            for k in range(hidden):
+                out[i, j, k] = max(out[i, j, k], np.float32(0)) * gain[k]

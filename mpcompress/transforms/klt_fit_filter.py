@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from mpcompress.errors import InvalidInputError
 from mpcompress.transforms.klt_basis import to_bytes
 from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
-from mpcompress.transforms.klt_filter import SPAN, FilterModel, near_sums, overlap
+from mpcompress.transforms.klt_filter import SPAN, FilterModel
 from mpcompress.transforms.klt_fit_data import FitData
 from mpcompress.transforms.klt_model import KltModel
 from mpcompress.transforms.klt_sample import Sample
@@ -229,3 +230,25 @@ def _bytes(rows: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
     """(n, C) as bytes, and what each row's are multiplied by."""
     scale = np.maximum(np.abs(rows).max(axis=1), 1e-30) / 127
     return to_bytes(rows), scale.astype(np.float32)
+
+
+def near_sums(units: FloatArray, near: FloatArray) -> FloatArray:
+    """(..., h, w, H) to the sums over each node's 3 x 3 neighbourhood, weighted by near (3, 3, H)."""
+    h, w = units.shape[-3:-1]
+    out: FloatArray = units * near[1, 1]
+    for i in range(3):
+        for j in range(3):
+            if (i, j) == (1, 1) or abs(i - 1) >= h or abs(j - 1) >= w:
+                continue
+            to, seen = overlap(i - 1, j - 1)
+            out[to] += units[seen] * near[i, j]
+    return out
+
+
+def overlap(down: int, across: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Nodes that have a neighbour so far down and across, and these neighbours."""
+    to, seen = [], []
+    for shift in (down, across):
+        to.append(slice(max(-shift, 0), -shift if shift > 0 else None))
+        seen.append(slice(max(shift, 0), shift if shift < 0 else None))
+    return (..., *to, slice(None)), (..., *seen, slice(None))

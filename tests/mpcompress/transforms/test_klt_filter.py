@@ -10,8 +10,8 @@ from mpcompress.codec import CodingParams, Unit
 from mpcompress.errors import CodecFileError, CorruptBitstreamError
 from mpcompress.metrics import nmse
 from mpcompress.transforms.klt_codec import KltCodec
-from mpcompress.transforms.klt_filter import Filter, near_sums
-from mpcompress.transforms.klt_fit_filter import _Coded, _Network
+from mpcompress.transforms.klt_filter import Filter, hidden_units
+from mpcompress.transforms.klt_fit_filter import _Coded, _Network, near_sums
 from mpcompress.transforms.klt_model_file import read_model, write_model
 from mpcompress.transforms.klt_sample import Symbols
 from mpcompress.transforms.klt_search import _strength
@@ -153,6 +153,10 @@ def test_neighbourhoods_end_at_the_border():
     expected = sum(padded[:, i : i + 4, j : j + 3] * near[i, j] for i in range(3) for j in range(3))
     assert np.allclose(near_sums(units, near), expected)
     assert np.allclose(near_sums(units[:, :1, :1], near), units[:, :1, :1] * near[1, 1])
+    shift, gain = rng.normal(size=(2, 5)).astype(np.float32)
+    out = np.empty((4, 3, 5), np.float32)
+    hidden_units(units[0].astype(np.float32), near.astype(np.float32), shift, gain, out)
+    assert np.allclose(out, np.maximum(expected[0] + shift, 0) * gain, atol=1e-5)
 
 
 def test_learning_follows_the_gradient():
