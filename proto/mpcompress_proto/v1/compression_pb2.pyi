@@ -592,7 +592,7 @@ class KltState(_message.Message):
     gain_eighths: _builtins.int
     """Gain of this tensor relative to the calibration set, 1/8 qp steps."""
     filter_strength_eighths: _builtins.int
-    """Strength of the decoder's filter less 1, in eighths; -8: none. Only of codecs that have one."""
+    """Strength of the decoder's filter less 1, in eighths; -8: none. Absent: 0, and for codecs without a filter."""
     @_builtins.property
     def far_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Patch tokens coded apart, rising, sample * H * W + patch: the first one, then how many lie between two."""
@@ -606,18 +606,22 @@ class KltState(_message.Message):
         prefix_qp_offset_eighths: _builtins.int | None = ...,
         gain_eighths: _builtins.int = ...,
         far_tokens: _abc.Iterable[_builtins.int] | None = ...,
-        filter_strength_eighths: _builtins.int = ...,
+        filter_strength_eighths: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefix_qp_offset_eighths", b"_prefix_qp_offset_eighths", "_prefix_tokens", b"_prefix_tokens", "_token_width", b"_token_width", "prefix_qp_offset_eighths", b"prefix_qp_offset_eighths", "prefix_tokens", b"prefix_tokens", "token_width", b"token_width"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_filter_strength_eighths", b"_filter_strength_eighths", "_prefix_qp_offset_eighths", b"_prefix_qp_offset_eighths", "_prefix_tokens", b"_prefix_tokens", "_token_width", b"_token_width", "filter_strength_eighths", b"filter_strength_eighths", "prefix_qp_offset_eighths", b"prefix_qp_offset_eighths", "prefix_tokens", b"prefix_tokens", "token_width", b"token_width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefix_qp_offset_eighths", b"_prefix_qp_offset_eighths", "_prefix_tokens", b"_prefix_tokens", "_token_width", b"_token_width", "far_tokens", b"far_tokens", "filter_strength_eighths", b"filter_strength_eighths", "gain_eighths", b"gain_eighths", "prefix_qp_offset_eighths", b"prefix_qp_offset_eighths", "prefix_tokens", b"prefix_tokens", "qp_eighths", b"qp_eighths", "token_width", b"token_width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_filter_strength_eighths", b"_filter_strength_eighths", "_prefix_qp_offset_eighths", b"_prefix_qp_offset_eighths", "_prefix_tokens", b"_prefix_tokens", "_token_width", b"_token_width", "far_tokens", b"far_tokens", "filter_strength_eighths", b"filter_strength_eighths", "gain_eighths", b"gain_eighths", "prefix_qp_offset_eighths", b"prefix_qp_offset_eighths", "prefix_tokens", b"prefix_tokens", "qp_eighths", b"qp_eighths", "token_width", b"token_width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__filter_strength_eighths: _TypeAlias = _typing.Literal["filter_strength_eighths"]  # noqa: Y015
+    _WhichOneofArgType__filter_strength_eighths: _TypeAlias = _typing.Literal["_filter_strength_eighths", b"_filter_strength_eighths"]  # noqa: Y015
     _WhichOneofReturnType__prefix_qp_offset_eighths: _TypeAlias = _typing.Literal["prefix_qp_offset_eighths"]  # noqa: Y015
     _WhichOneofArgType__prefix_qp_offset_eighths: _TypeAlias = _typing.Literal["_prefix_qp_offset_eighths", b"_prefix_qp_offset_eighths"]  # noqa: Y015
     _WhichOneofReturnType__prefix_tokens: _TypeAlias = _typing.Literal["prefix_tokens"]  # noqa: Y015
     _WhichOneofArgType__prefix_tokens: _TypeAlias = _typing.Literal["_prefix_tokens", b"_prefix_tokens"]  # noqa: Y015
     _WhichOneofReturnType__token_width: _TypeAlias = _typing.Literal["token_width"]  # noqa: Y015
     _WhichOneofArgType__token_width: _TypeAlias = _typing.Literal["_token_width", b"_token_width"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__filter_strength_eighths) -> _WhichOneofReturnType__filter_strength_eighths | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prefix_qp_offset_eighths) -> _WhichOneofReturnType__prefix_qp_offset_eighths | None: ...
     @_typing.overload
