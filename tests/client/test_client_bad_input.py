@@ -185,7 +185,7 @@ def test_payloads_whose_checksum_was_forged(client, unit):
         ({"fingerprint": b"another!"}, CodecMismatchError),
         ({"codec_id": BLOCK6, "fingerprint": b"another!"}, CodecMismatchError),
         ({"codec_id": "nobody", "fingerprint": b"another!"}, UnknownCodecError),
-        ({"bitstream_version": 3}, CodecMismatchError),
+        ({"bitstream_version": 4}, CodecMismatchError),
         ({"ctx_hash": b"context!"}, CorruptUnitError),
     ],
 )
