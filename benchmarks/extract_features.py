@@ -26,6 +26,7 @@ import numpy.typing as npt
 from PIL import Image
 from rich.progress import track
 
+from benchmarks.tap_files import save_taps
 from demo.compose import compose, open_picture
 from demo.split_model import DEFAULT_CACHE, TAPS, TwoTaps
 
@@ -158,10 +159,7 @@ def main() -> None:
     for _, item in track(queue, description="features"):
         picture, paths = render(item, chosen[item.split], args.pictures, args.seed)
         name = tensor_name(item)
-        for tap, features in model(picture).items():
-            target = args.out / tap / item.split / f"{name}.npy"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            np.save(target, features.astype(np.float16))
+        save_taps(model, picture, args.out, item.split, name)
         if args.save_pictures:
             target = args.out / "pictures" / item.split / f"{name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)

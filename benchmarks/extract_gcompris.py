@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from extract_photos import LONGEST_SIDE, crop
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
+from benchmarks.extract_photos import LONGEST_SIDE, crop
+from benchmarks.tap_files import save_taps
 from demo.split_model import DEFAULT_CACHE, TwoTaps
 
 ACTIVITIES = (
@@ -81,10 +82,7 @@ def main() -> None:
         counts[part] += 1
         rng = np.random.default_rng(int(key[:8], 16))
         for index in range(args.crops):
-            for tap, features in model(crop(picture, rng)).items():
-                target = args.out / tap / part / f"{activity}-{number:03d}-{index}.npy"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                np.save(target, features.astype(np.float16))
+            save_taps(model, crop(picture, rng), args.out, part, f"{activity}-{number:03d}-{index}")
     print(f"{args.crops} crops of each of {counts} photographs in {args.out}")
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 from rich.progress import track
 
 from benchmarks.extract_features import candidates, distinct, render
+from benchmarks.tap_files import save_taps
 from demo.compose import open_picture
 from demo.split_model import DEFAULT_CACHE, TwoTaps
 
@@ -108,10 +109,7 @@ def main() -> None:
             if count == args.limit:
                 break
             count += 1
-            for tap, features in model(picture).items():
-                target = args.out / tap / name / f"{stem}.npy"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                np.save(target, features.astype(np.float16))
+            save_taps(model, picture, args.out, name, stem)
         print(f"{count} {name}, taps {', '.join(['block6', 'final'])}, in {args.out}")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from rich.progress import track
 
+from benchmarks.tap_files import save_taps
 from demo.split_model import DEFAULT_CACHE, TwoTaps
 
 PHOTOS = {
@@ -85,10 +86,7 @@ def main() -> None:
     model = TwoTaps(cache=args.cache, threads=1)
     for number in track(range(args.count), description="features"):
         name = names[rng.choice(len(names), p=shares / shares.sum())]
-        for tap, features in model(crop(pictures[name], rng)).items():
-            target = args.out / tap / "photos" / f"{number:04d}.npy"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            np.save(target, features.astype(np.float16))
+        save_taps(model, crop(pictures[name], rng), args.out, "photos", f"{number:04d}")
     print(f"{args.count} crops of {len(names)} photographs in {args.out}")
 
 
