@@ -1,7 +1,7 @@
 """Family `klt`: a calibrated transform codec for token features (L, C), such as those of a ViT, and for feature maps.
 
     compress     means ──► pyramid over the tokens ──► KLT over the channels ──► quantiser ──► rANS, modelled scales
-    decompress   rANS ──► decoded values ──► inverse KLT ──► inverse pyramid ──► means
+    decompress   rANS ──► decoded values ──► inverse KLT ──► inverse pyramid ──► filter, if any ──► means
 
 One stream per tensor; B samples of a (B, L, C) tensor share it. Which coefficients are coded, and with which table,
 follows from integers: the codec's tables, the unit's state and the symbols before. So a stream decodes to the same

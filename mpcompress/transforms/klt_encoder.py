@@ -184,7 +184,7 @@ class _Run:
         assert self._engine.filter is not None
         change = self._engine.filter.correction(decoded, head, self._steps.patch)
         self.power = _energy(change)
-        missing = np.subtract(grid, decoded, out=decoded)
+        missing = np.subtract(grid, decoded, out=self._scratch.take("missing", *grid.shape))
         self.cross = float(np.vdot(missing, change))
 
     def _centred(self) -> tuple[FloatArray, FloatArray | None]:

@@ -115,3 +115,15 @@ async def test_a_unit_of_another_codec(channel):
     unit.klt.gain_eighths = 2**30
     other = await talk(channel, decompress_messages(1, unit, got.payload), "Decompress")
     assert details(other[1].error)["code"] == CODE.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("strength", [-(2**31), -9, 8, 2**31 - 1])
+async def test_a_filter_stronger_than_any_is_refused_alone(channel, strength):
+    got = await compress_one(channel, _features(), codec=FINAL, params=pb.CodingParams(qp_eighths=288))
+    unit = pb.CodedUnitHeader()
+    unit.CopyFrom(got.result.unit)
+    unit.klt.filter_strength_eighths = strength
+    requests = decompress_messages(1, unit, got.payload) + decompress_messages(2, got.result.unit, got.payload)
+    answers = await talk(channel, requests, "Decompress")
+    assert "filter_strength_eighths" in answers[1].error.message
+    assert answers[2].error is None
