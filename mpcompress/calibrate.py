@@ -21,6 +21,7 @@ from mpcompress.errors import InvalidInputError
 from mpcompress.feature_files import FeatureTensor, open_features
 from mpcompress.registry import CODEC_ID
 from mpcompress.transforms.klt_codec import KltCodec
+from mpcompress.transforms.klt_filter_network import array_module
 from mpcompress.transforms.klt_fit import QP, fit_model
 from mpcompress.transforms.klt_fit_data import FitData
 from mpcompress.transforms.klt_fit_filter import FILTER_STEPS, fit_filter
@@ -55,6 +56,7 @@ def calibrate(
     answer: Answer | None = None,
     held_out: str | Path | Iterable[str | Path | NDArray[Any]] | None = None,
     filter_steps: int = 0,
+    device: str = "cpu",
     notes: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> CalibrationResult:
@@ -76,14 +78,18 @@ def calibrate(
         held_out: what to measure the report on; None: every tenth tensor of `sources`, which is then not fitted.
         filter_steps: of gradient descent for a filter behind the decoder, see `klt_filter`; 0: no filter.
             `FILTER_STEPS` are enough; some 80 ms of CPU time each.
+        device: where the filter learns: "cpu", or "cuda" with CuPy, some 3 ms for a step.
         notes: more lines of the model card, by heading: model, tap, pictures, licence.
         progress: called with (done, total, stage).
 
     Raises:
-        InvalidInputError: too few tensors, shapes that do not fit, NaN, infinity, constant features.
+        InvalidInputError: too few tensors, shapes that do not fit, NaN, infinity, constant features, another device.
+        CodecUnavailableError: a filter is to learn on a GPU, and there is no CuPy or no GPU here.
     """
     if not CODEC_ID.fullmatch(codec_id):
         raise InvalidInputError(f"codec id {codec_id!r} is not 1 to 64 characters of [a-z0-9._-]", field="codec_id")
+    if filter_steps:
+        array_module(device)  # before the minutes that come first
     with tempfile.TemporaryDirectory(prefix="mpcompress-") as spool_name:
         tensors = open_features(sources, spool=Path(spool_name))
         prefix = prefix_tokens or 0
@@ -110,7 +116,7 @@ def calibrate(
             progress=progress,
         )
         if filter_steps:
-            model = replace(model, filter=fit_filter(model, data, filter_steps, progress))
+            model = replace(model, filter=fit_filter(model, data, filter_steps, progress, device=device))
         measured = _measure(KltCodec(model), tested, prefix, progress)
     report = CalibrationReport(
         codec_id=codec_id,

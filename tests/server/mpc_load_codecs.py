@@ -1,6 +1,7 @@
 """Codecs of two stages, for tests of a server under load; a plug-in like `mpc_test_codecs`.
 
-Options: `first` and `second` name gates that every call passes in a stage; `capacity` is how many items fit the device.
+Options: `first` and `second` name gates that every call passes in a stage; `capacity` is how many items fit the device;
+`gpu_bytes` is what each item of a call takes there, on a real one.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ class StagedCodec(BytesCodec):
             GATES[self.options["first"]].pass_through()
         if count > self.options.get("capacity", count):
             raise OutOfMemoryError("CUDA out of memory")
+        if "gpu_bytes" in self.options:
+            import torch
+
+            torch.empty(count * self.options["gpu_bytes"], dtype=torch.uint8, device="cuda")
 
     def _second(self, run: Callable[[], Any]) -> Callable[[], Any]:
         def second() -> Any:

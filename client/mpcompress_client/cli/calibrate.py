@@ -43,6 +43,13 @@ Example:
     default=False,
     help="Learn a filter behind the decoder, too: fewer bits at low rates, some 20 minutes more.",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the filter learns; cuda: in a minute or two, with CuPy.",
+)
 @json_option
 def calibrate(
     features: tuple[str, ...],
@@ -52,6 +59,7 @@ def calibrate(
     codec_id: str | None,
     description: str | None,
     with_filter: bool,
+    device: str,
     as_json: bool,
 ) -> None:
     """Fit a codec of family klt to FEATURES."""
@@ -79,6 +87,7 @@ def calibrate(
                 prefix_tokens=prefix_tokens,
                 token_res=grid,
                 filter_steps=FILTER_STEPS if with_filter else 0,
+                device=device,
                 progress=progress,
             )
     write_whole(output, result.file)

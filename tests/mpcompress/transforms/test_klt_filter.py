@@ -11,7 +11,7 @@ from mpcompress.errors import CodecFileError, CorruptBitstreamError
 from mpcompress.metrics import nmse
 from mpcompress.transforms.klt_codec import KltCodec
 from mpcompress.transforms.klt_filter import Filter, hidden_units
-from mpcompress.transforms.klt_fit_filter import _Coded, _Network, near_sums
+from mpcompress.transforms.klt_filter_network import Example, Network, near_sums
 from mpcompress.transforms.klt_model_file import read_model, write_model
 from mpcompress.transforms.klt_sample import Symbols
 from mpcompress.transforms.klt_search import _strength
@@ -162,11 +162,11 @@ def test_neighbourhoods_end_at_the_border():
 def test_learning_follows_the_gradient():
     """Every gradient is that of the loss, as small differences tell it."""
     rng = np.random.default_rng(0)
-    network = _Network(6, 2)
+    network = Network(np, 6, 2)
     for name, part in network._parts.items():
         network._parts[name] = (part + rng.normal(size=part.shape) / 4).astype(np.float64)
     batch = [
-        _Coded(
+        Example(
             grid=rng.normal(size=(3, 4, 6)),
             head=rng.normal(size=6),
             missing=rng.normal(size=(3, 4, 6)),
