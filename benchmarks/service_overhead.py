@@ -13,6 +13,7 @@ libraries get one thread each.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -34,26 +35,26 @@ from mpcompress_client import CompressionClient
 from mpcompress_client.cli.load import Load, run_load
 
 KLT = "klt-imgfocus-vits14-final"
-# Random weights, and as much work as with trained ones.
-NEURAL = {
-    f"{family}-{h_dim}": registry.CodecSpec(
-        id=f"{family}-{h_dim}",
-        family=family,
-        options={"h_dim": h_dim, "num_prefix_tokens": 1, "token_res": [16, 16], "seed": 0},
-    )
-    for family in ("vit_union", "vit_union_exact")
-    for h_dim in (96, 384)
-}
 
 
-def config(neural: bool) -> str:
-    """Settings of the server."""
+def neural(device: str) -> list[registry.CodecSpec]:
+    """Codecs with random weights, which are as much work as trained ones."""
+    sizes = {"num_prefix_tokens": 1, "token_res": [16, 16], "seed": 0, "device": device}
+    return [
+        registry.CodecSpec(id=f"{family}-{h_dim}", family=family, options={"h_dim": h_dim, **sizes})
+        for family in ("vit_union", "vit_union_exact")
+        for h_dim in (96, 384)
+    ]
+
+
+def config(codecs: list[registry.CodecSpec]) -> str:
+    """Settings of the server; `codecs` are those that need torch."""
     lines = ['listen = "127.0.0.1:0"', 'plugins = ["store_codec"]', "allow_untrained = true"]
     lines += ["[executors]", "numeric_threads = 1", "[[codecs]]", f'id = "{KLT}"']
     for family in ("store", "hollow"):
         lines += ["[[codecs]]", f'id = "{family}"', f'family = "{family}"']
-    for spec in NEURAL.values() if neural else ():
-        options = ", ".join(f"{name} = {value}" for name, value in spec.options.items())
+    for spec in codecs:
+        options = ", ".join(f"{name} = {json.dumps(value)}" for name, value in spec.options.items())
         lines += ["[[codecs]]", f'id = "{spec.id}"', f'family = "{spec.family}"', f"options = {{ {options} }}"]
     return "\n".join(lines)
 
@@ -117,6 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer items")
     parser.add_argument("--no-neural", dest="neural", action="store_false", help="calibrated codecs only: no torch")
+    parser.add_argument("--device", default="cpu", help="of the neural codecs: cpu, cuda, cuda:N")
     parser.add_argument("--triton", metavar="PYTHON", help="a Python with nvidia-pytriton, to be compared with")
     parser.add_argument("--only", choices=("items", "latency", "streaming", "triton"), help="one table")
     args = parser.parse_args()
@@ -125,11 +127,11 @@ def main() -> None:
     def wanted(table: str) -> bool:
         return args.only in (None, table)
 
-    neural = args.neural and wanted("items")
+    codecs = neural(args.device) if args.neural and wanted("items") else []
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians of {rounds} rounds\n")
     with tempfile.TemporaryDirectory() as folder:
         settings, port = Path(folder) / "server.toml", Path(folder) / "port"
-        settings.write_text(config(neural))
+        settings.write_text(config(codecs))
         command = ["-m", "mpcompress_server", "serve", "--config", str(settings), "--port-file", str(port)]
         with started(command) as server, CompressionClient(wait_for(port, server)) as client:
             items = features(count)
@@ -140,7 +142,7 @@ def main() -> None:
                 codec.warm_up()
                 per_item(client, server, HollowCodec("hollow"), items, rounds)
                 per_item(client, server, codec, items, rounds)
-                for spec in NEURAL.values() if neural else ():
+                for spec in codecs:
                     few = [h[:, : spec.options["h_dim"]].astype(np.float32) for h in items[: count // 5]]
                     per_item(client, server, registry.load(spec), few, rounds)
             if wanted("latency"):
