@@ -78,7 +78,7 @@ def calibrate(
         held_out: what to measure the report on; None: every tenth tensor of `sources`, which is then not fitted.
         filter_steps: of gradient descent for a filter behind the decoder, see `klt_filter`; 0: no filter.
             `FILTER_STEPS` are enough; some 80 ms of CPU time each.
-        device: where the filter learns: "cpu", or "cuda" with CuPy, some 3 ms for a step.
+        device: where the filter learns: "cpu", or "cuda" with CuPy, some 10 ms for a step.
         notes: more lines of the model card, by heading: model, tap, pictures, licence.
         progress: called with (done, total, stage).
 

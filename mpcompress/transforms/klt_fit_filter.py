@@ -57,7 +57,7 @@ def fit_filter(
         steps: of gradient descent; one needs some 80 ms of CPU time for features of 256 x 384.
         progress: called with (done, total, stage).
         hidden: units of the filter.
-        device: "cpu", or "cuda" with CuPy: some 3 ms for a step.
+        device: "cpu", or "cuda" with CuPy: some 10 ms for a step, the coding of tensors on a busy CPU included.
 
     Raises:
         InvalidInputError: the tensors are coded without an error; another device.
