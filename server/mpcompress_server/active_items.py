@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-import structlog
-
 from mpcompress_proto.v1 import compression_pb2 as pb
-from mpcompress_server import messages as convert
 from mpcompress_server.admission import ITEM_OVERHEAD_BYTES, Admission
-from mpcompress_server.codecs import LoadedCodec
 from mpcompress_server.counters import Cause, Counters, Stage
-from mpcompress_server.errors import (
-    INTERNAL,
-    IncompleteItemError,
-    ItemCancelledError,
-    ItemTimeoutError,
-    UnreadAnswersError,
-    drop_frames,
-    rule_of,
-    to_status,
-)
+from mpcompress_server.errors import IncompleteItemError, ItemCancelledError, ItemTimeoutError
+from mpcompress_server.item_events import ItemEvents
 from mpcompress_server.items import Item, RecentIds
 from mpcompress_server.operations import Operation
-from mpcompress_server.outbox import Outbox
-from mpcompress_server.scheduler import Finished, Job, Scheduler, Work
+from mpcompress_server.scheduler import Job, Scheduler, Work
 
 # Above this, checksums and copies of one item would keep the event loop from all others.
 _OFF_LOOP_BYTES = 1 << 20
@@ -52,11 +39,9 @@ class ActiveItems:
         scheduler: runs complete items.
         stream: the stream, for the scheduler.
         counters: told what becomes of items.
-        outbox: takes their answers.
-        request_id: for the log and the errors.
+        events: tells their client.
         metadata: of the call, for other servers.
         background: holds tasks that may outlive the call.
-        on_overflow: called when the client leaves too many answers unread.
     """
 
     def __init__(
@@ -67,23 +52,18 @@ class ActiveItems:
         scheduler: Scheduler,
         stream: object,
         counters: Counters,
-        outbox: Outbox,
-        request_id: str,
+        events: ItemEvents,
         metadata: Sequence[tuple[str, str]],
         background: set[asyncio.Task[None]],
-        on_overflow: Callable[[UnreadAnswersError], None],
     ) -> None:
         self._operation = operation
         self._admission = admission
         self._scheduler = scheduler
         self._stream = stream
         self._counters = counters
-        self._outbox = outbox
-        self._request_id = request_id
+        self._events = events
         self._metadata = metadata
         self._background = background
-        self._on_overflow = on_overflow
-        self._log = structlog.get_logger("mpcompress_server.items").bind(request_id=request_id, method=operation.name)
         self._active: dict[int, Item] = {}
         self._closed: Cause | None = None
         self._clock = asyncio.get_running_loop().time
@@ -114,7 +94,7 @@ class ActiveItems:
             self._forget(item)
             item.release()
             self._counters.cancelled[self._closed, "reserving"] += 1
-        self.progress(item, _ACCEPTED)
+        self._events.progress(item, _ACCEPTED)
 
     # ------------------------------------------------------------------------------------------------- working
 
@@ -155,11 +135,11 @@ class ActiveItems:
             on_started=partial(copy_context().run, self._started, item),
         )
         if item.want_progress:
-            item.job.on_position = partial(self.progress, item, _QUEUED)
-            item.job.on_parts = partial(self.progress, item, _PROGRESS, 0)
+            item.job.on_position = partial(self._events.progress, item, _QUEUED)
+            item.job.on_parts = partial(self._events.progress, item, _PROGRESS, 0)
         position = self._scheduler.submit(item.job)
         if position is not None:
-            self.progress(item, _QUEUED, position)
+            self._events.progress(item, _QUEUED, position)
 
     async def _work(self, item: Item, buffers: list[Any]) -> None:
         """Runs a complete item to its answer. Outlives the call when the codec does."""
@@ -174,7 +154,7 @@ class ActiveItems:
                 del work
             assert item.job is not None
             finished = await item.job.result
-            for stage, seconds in codec_stages(item.plan.loaded, item.plan.compress, finished):
+            for stage, seconds in finished.stages(item.plan.loaded, item.plan.compress):
                 self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds, item.id)
             if not item.is_open():
                 return
@@ -187,11 +167,10 @@ class ActiveItems:
                 item.reservation.shrink(answer.nbytes + ITEM_OVERHEAD_BYTES)
                 self._leave(item)
                 queued = True
-                self._counters.items[self._operation.name, "ok"] += 1
                 self._counters.on_result(
                     self._operation.name, item.plan.loaded.id, sum(item.plan.sizes), answer.nbytes, answer.bpfp
                 )
-                self._queue_final(answer.messages, partial(self._sent, item, self._clock()))
+                self._events.result(answer.messages, partial(self._sent, item, self._clock()))
         except Exception as error:
             self.fail(item, error)
         finally:
@@ -203,7 +182,7 @@ class ActiveItems:
     def _started(self, item: Item) -> None:
         if item.job is not None:
             self._spent(item, "queue", item.job.queued_at)
-        self.progress(item, _STARTED)
+        self._events.progress(item, _STARTED)
 
     def _sent(self, item: Item, since: float) -> None:
         self._spent(item, "send", since)
@@ -249,7 +228,7 @@ class ActiveItems:
         if item.receiver is not None:
             self.late.add(item.id)
         self._forget(item)
-        self._answer_error(item.id, error)
+        self._events.error(item.id, error)
 
     def _late(self, item: Item) -> None:
         self.fail(item, ItemTimeoutError("the item's timeout ran out"))
@@ -257,51 +236,11 @@ class ActiveItems:
     def refuse(self, item_id: int, error: Exception) -> None:
         """Answers an item that never became one."""
         self.late.add(item_id)
-        self._answer_error(item_id, error)
-
-    def _answer_error(self, item_id: int, error: Exception) -> None:
-        rule = rule_of(error)
-        self._counters.items[self._operation.name, rule.reason] += 1
-        if rule is INTERNAL:
-            self._log.error("item failed", item=item_id, reason=rule.reason, exc_info=error)
-        else:
-            self._log.info("item failed", item=item_id, reason=rule.reason, error=str(error))
-        status = to_status(error, self._request_id)
-        drop_frames(error)
-        self._queue_final(iter((self._operation.response(item_id=item_id, error=status),)), None)
-
-    def _queue_final(self, messages: Any, release: Any) -> None:
-        try:
-            self._outbox.final(messages, release)
-        except UnreadAnswersError as error:
-            self._on_overflow(error)
-
-    def progress(
-        self, item: Item, stage: pb.ItemProgress.Stage.ValueType, position: int = 0, done: int = 0, total: int = 0
-    ) -> None:
-        """Tells the client where an item is, when it wants to know."""
-        if item.want_progress and not item.answered:
-            elapsed = convert.duration(self._clock() - item.accepted_at)
-            progress = pb.ItemProgress(
-                stage=stage, queue_position=position, parts_done=done, parts_total=total, elapsed=elapsed
-            )
-            self._outbox.progress(self._operation.response(item_id=item.id, progress=progress))
+        self._events.error(item_id, error)
 
 
 def _is_large(item: Item) -> bool:
     return item.plan.nbytes > _OFF_LOOP_BYTES
-
-
-def codec_stages(loaded: LoadedCodec, compress: bool, finished: Finished) -> list[tuple[str, float]]:
-    """The time in a codec by stage, seconds; one stage `codec` for those that do not say where their time goes."""
-    if loaded.remote is not None:
-        return [("remote", finished.coding_s)]
-    if loaded.codec is not None and loaded.codec.pstate_kind == "picture":
-        return [("external", finished.coding_s)]
-    if not finished.first_s:
-        return [("codec", finished.coding_s)]
-    first, second = ("transform", "entropy") if compress else ("entropy", "transform")
-    return [(first, finished.first_s), (second, finished.coding_s - finished.first_s)]
 
 
 def _stage(item: Item) -> Stage:

@@ -81,6 +81,17 @@ class Finished:
     coding_s: float
     first_s: float = 0.0
 
+    def stages(self, loaded: LoadedCodec, compress: bool) -> list[tuple[str, float]]:
+        """The time in a codec by stage, seconds; one stage `codec` for those that do not say where their time goes."""
+        if loaded.remote is not None:
+            return [("remote", self.coding_s)]
+        if loaded.codec is not None and loaded.codec.pstate_kind == "picture":
+            return [("external", self.coding_s)]
+        if not self.first_s:
+            return [("codec", self.coding_s)]
+        first, second = ("transform", "entropy") if compress else ("entropy", "transform")
+        return [(first, self.first_s), (second, self.coding_s - self.first_s)]
+
 
 class Job:
     """One item's work. Made by a stream, handed to a scheduler once.

@@ -34,6 +34,7 @@ from mpcompress_server.errors import (
     StreamError,
     rule_of,
 )
+from mpcompress_server.item_events import ItemEvents
 from mpcompress_server.items import Item
 from mpcompress_server.operations import Operation, Piece
 from mpcompress_server.outbox import Outbox
@@ -84,11 +85,15 @@ class Stream:
             scheduler=scheduler,
             stream=turn or self,
             counters=counters,
-            outbox=self._outbox,
-            request_id=request_id,
+            events=ItemEvents(
+                operation=operation,
+                counters=counters,
+                outbox=self._outbox,
+                request_id=request_id,
+                on_overflow=self._fail_stream,
+            ),
             metadata=metadata,
             background=background,
-            on_overflow=self._fail_stream,
         )
         self._counters = counters
         # By id: a stream that idles must not hold its last item, and with it a codec that is to be closed.
