@@ -62,8 +62,8 @@ KERNEL_MODULES = (
 """Every module with kernels of its own; `warm_up` imports them all."""
 
 # ZeroDivisionError would need the GIL. Nobody calls a kernel from C, or a helper but from kernels: an eighth of the
-# time to compile them went into wrappers.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+# time to compile them went into wrappers, and a sixth into counting references to arrays, which Python holds anyway.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
 _HELPER_OPTIONS: dict[str, Any] = {"no_cpython_wrapper": True}
 
 # numba's own annotations come and go between versions.
@@ -78,14 +78,14 @@ types: Any = vars(numba)["types"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def njit(*signatures: Any, lazy: bool = False, **options: Any) -> Callable[[F], F]:
+def njit(*signatures: Any, lazy: bool = False, allocates: bool = False, **options: Any) -> Callable[[F], F]:
     """Compile a function in nopython mode without the GIL.
 
     With signatures: now, or when it is first called if `lazy`, from the cache when possible; other argument types are
     then a TypeError. Without: a helper that becomes part of the kernels that call it, and of their cached code, and
-    that Python cannot call.
+    that Python cannot call. One that makes arrays must say that it `allocates`.
     """
-    options = _OPTIONS | ({} if signatures else _HELPER_OPTIONS) | options
+    options = _OPTIONS | ({} if signatures else _HELPER_OPTIONS) | ({"_nrt": True} if allocates else {}) | options
 
     def decorate(function: F) -> Any:
         dispatcher: Any = numba.njit(**options)(function)

@@ -60,7 +60,8 @@ def _add_run(slope: Array, known: Array, price: Array) -> None:
         *(I32_1R, types.Array(types.int32, 2, "C", readonly=True), STATISTICS_TYPE, MEMORY_TYPE),
         *(I32_1R, types.Array(types.uint16, 1, "C", readonly=True), I32_1R),
         *(types.Array(types.float32, 2, "C", readonly=True), types.Array(types.float32, 2, "C")),
-    )
+    ),
+    allocates=True,
 )
 def price_evidence(
     kinds: Array,

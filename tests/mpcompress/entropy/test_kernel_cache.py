@@ -11,11 +11,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numba
+import numpy as np
 import pytest
 
 import mpcompress
-from mpcompress._numba import KERNEL_MODULES
+from mpcompress._numba import KERNEL_MODULES, njit, types
 
 PACKAGE = Path(mpcompress.__file__).parent
 
@@ -137,3 +140,14 @@ def test_warm_up_knows_every_module_with_kernels() -> None:
         if path.name != "_numba.py" and compiled.search(source):
             found.add(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
     assert found == set(KERNEL_MODULES)
+
+
+def test_only_kernels_that_say_so_make_arrays() -> None:
+    """References are not counted in others: what they made would never be freed."""
+
+    def total(n: Any) -> Any:
+        return np.ones(n).sum()
+
+    assert njit(types.float64(types.int64), allocates=True)(total)(3) == 3
+    with pytest.raises(numba.TypingError, match="returning of array"):
+        njit(types.float64(types.int64))(total)
