@@ -29,35 +29,77 @@ def _spare(channels: int) -> tuple[Any, Any]:
 
 def split(x: Array, y_low: Array, x_low: Array, low: Array, d0: Array, d1: Array, d2: Array) -> None:
     """(h, w, C) to low (ph, pw, C) and details d0 (ph, w//2, C), d1 (h//2, pw, C), d2 (h//2, w//2, C)."""
-    _split(x, y_low, x_low, low, d0, d1, d2, _spare(x.shape[2])[0])
+    _turn(x, low, d0, d1, d2, y_low, x_low, *_spare(x.shape[2]), True)
 
 
 def merge(low: Array, d0: Array, d1: Array, d2: Array, y_low: Array, x_low: Array, x: Array) -> None:
     """Inverse of `split`."""
-    _merge(low, d0, d1, d2, y_low, x_low, x, *_spare(x.shape[2]))
+    _turn(x, low, d0, d1, d2, y_low, x_low, *_spare(x.shape[2]), False)
 
 
-@njit(types.void(F3R, F2R, F2R, F3, F3, F3, F3, F1), fastmath={"contract"})
-def _split(x: Array, y_low: Array, x_low: Array, low: Array, d0: Array, d1: Array, d2: Array, none: Array) -> None:
-    h, w, depth = x.shape
+@njit(fastmath={"contract"})
+def _butterfly(
+    from0: Array,
+    from1: Array,
+    from2: Array,
+    from3: Array,
+    to0: Array,
+    to1: Array,
+    to2: Array,
+    to3: Array,
+    a: Any,
+    b: Any,
+    c: Any,
+    d: Any,
+) -> None:
+    """Turn the pairs (0, 1) and (2, 3) by (a, b), then their first and their second ones by (c, d)."""
+    for k in range(u64(to0.size)):
+        u, v = a * from0[k] + b * from1[k], a * from2[k] + b * from3[k]
+        u_less, v_less = b * from0[k] - a * from1[k], b * from2[k] - a * from3[k]
+        to0[k] = c * u + d * v
+        to1[k] = d * u - c * v
+        to2[k] = c * u_less + d * v_less
+        to3[k] = d * u_less - c * v_less
+
+
+@njit(types.void(F3, F3, F3, F3, F3, F2R, F2R, F1, F1, types.boolean), fastmath={"contract"})
+def _turn(
+    x: Array,
+    low: Array,
+    d0: Array,
+    d1: Array,
+    d2: Array,
+    y_low: Array,
+    x_low: Array,
+    none: Array,
+    zeros: Array,
+    forward: Any,
+) -> None:
+    """Split x if `forward`, otherwise merge into it: a turn is its own inverse, across first or down first.
+
+    Of a child without a partner the missing ones are `zeros` where they are read, and `none` where they are written.
+    """
+    one = u64(1)
     for i in range(u64(low.shape[0])):
         a, b = y_low[0, i], y_low[1, i]
-        i0 = u64(2) * i if h > 1 else u64(0)
-        i1 = i0 + u64(1) if b > 0 else i0
+        i0 = i + i if x.shape[0] > 1 else i
         for j in range(u64(low.shape[1])):
             c, d = x_low[0, j], x_low[1, j]
-            j0 = u64(2) * j if w > 1 else u64(0)
-            j1 = j0 + u64(1) if d > 0 else j0
-            to0 = d0[i, j] if d > 0 else none
-            to1 = d1[i, j] if b > 0 else none
-            to2 = d2[i, j] if d > 0 and b > 0 else none
-            for k in range(u64(depth)):
-                top, bottom = c * x[i0, j0, k] + d * x[i0, j1, k], c * x[i1, j0, k] + d * x[i1, j1, k]
-                top_x, bottom_x = d * x[i0, j0, k] - c * x[i0, j1, k], d * x[i1, j0, k] - c * x[i1, j1, k]
-                low[i, j, k] = a * top + b * bottom
-                to0[k] = a * top_x + b * bottom_x
-                to1[k] = b * top - a * bottom
-                to2[k] = b * top_x - a * bottom_x
+            j0 = j + j if x.shape[1] > 1 else j
+            spare = zeros if forward else none
+            x0, x1, x2, x3 = x[i0, j0], spare, spare, spare
+            spare = none if forward else zeros
+            y0, y1, y2, y3 = low[i, j], spare, spare, spare
+            if d > 0:
+                x1, y2 = x[i0, j0 + one], d0[i, j]
+            if b > 0:
+                x2, y1 = x[i0 + one, j0], d1[i, j]
+                if d > 0:
+                    x3, y3 = x[i0 + one, j0 + one], d2[i, j]
+            if forward:
+                _butterfly(x0, x1, x2, x3, y0, y1, y2, y3, c, d, a, b)
+            else:
+                _butterfly(y0, y1, y2, y3, x0, x1, x2, x3, a, b, c, d)
 
 
 @njit(fastmath={"contract"})
@@ -82,31 +124,3 @@ def predict(low: Array, norm: Array, across: Int, down: Int, d0: Array, d1: Arra
                 up, below = i - one if i else i, i + one if i + one < ph else i
                 a, b = down * scale / norm[up, j], down * scale / norm[below, j]
                 _add(d1[i, j], a, low[up, j], b, low[below, j])
-
-
-@njit(types.void(F3R, F3R, F3R, F3R, F2R, F2R, F3, F1, F1R), fastmath={"contract"})
-def _merge(
-    low: Array, d0: Array, d1: Array, d2: Array, y_low: Array, x_low: Array, x: Array, none: Array, zeros: Array
-) -> None:
-    h, w, depth = x.shape
-    for i in range(u64(low.shape[0])):
-        a, b = y_low[0, i], y_low[1, i]
-        i0 = u64(2) * i if h > 1 else u64(0)
-        i1 = i0 + u64(1)
-        for j in range(u64(low.shape[1])):
-            c, d = x_low[0, j], x_low[1, j]
-            j0 = u64(2) * j if w > 1 else u64(0)
-            j1 = j0 + u64(1)
-            from0 = d0[i, j] if d > 0 else zeros
-            from1 = d1[i, j] if b > 0 else zeros
-            from2 = d2[i, j] if d > 0 and b > 0 else zeros
-            right = x[i0, j1] if d > 0 else none
-            below = x[i1, j0] if b > 0 else none
-            both = x[i1, j1] if d > 0 and b > 0 else none
-            for k in range(u64(depth)):
-                top, bottom = a * low[i, j, k] + b * from1[k], b * low[i, j, k] - a * from1[k]
-                top_x, bottom_x = a * from0[k] + b * from2[k], b * from0[k] - a * from2[k]
-                x[i0, j0, k] = c * top + d * top_x
-                right[k] = d * top - c * top_x
-                below[k] = c * bottom + d * bottom_x
-                both[k] = d * bottom - c * bottom_x
