@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import hashlib
 import importlib
 import inspect
@@ -40,6 +39,8 @@ from numba.core.compiler import CompileResult
 from numba.core.registry import CPUDispatcher
 from numba.core.serialize import dumps
 from numba.extending import is_jitted
+
+from mpcompress._numba_memory import remembering
 
 __all__ = ["CACHE_DIR_VARIABLE", "KERNEL_MODULES", "njit", "types", "warm_up"]
 
@@ -97,7 +98,7 @@ def njit(*signatures: Any, lazy: bool = False, allocates: bool = False, **option
 
         def compiled() -> Any:
             dispatcher._cache = _KernelCache(function, options)
-            with typeinfer.register_dispatcher(dispatcher), _no_collection():
+            with typeinfer.register_dispatcher(dispatcher), remembering():
                 for signature in signatures:
                     dispatcher.compile(signature)
                 dispatcher.disable_compile()
@@ -114,18 +115,6 @@ def warm_up() -> None:
         importlib.import_module(name)
     for kernel in _Lazy.all:
         kernel.compiled()
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """A compiler makes a million objects and drops few: looking for cycles is a tenth of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Helper(CPUDispatcher):

@@ -5,6 +5,7 @@ Root may write anywhere, so "unwritable" is a directory that cannot exist: one b
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
+from numba.core.types.functions import BaseFunction
 
 import mpcompress
 from mpcompress._numba import KERNEL_MODULES, njit, types
@@ -151,3 +153,12 @@ def test_only_kernels_that_say_so_make_arrays() -> None:
     assert njit(types.float64(types.int64), allocates=True)(total)(3) == 3
     with pytest.raises(numba.TypingError, match="returning of array"):
         njit(types.float64(types.int64))(total)
+
+
+def test_the_compiler_is_left_as_it_was() -> None:
+    before = BaseFunction.get_call_type, gc.isenabled()
+    with pytest.raises(numba.TypingError):
+        njit(types.int64(types.int64))(lambda x: x.nothing)
+    kernel = njit(types.int64(types.int64, types.int64))(lambda x, y: x * y + x * y + abs(x))
+    assert kernel(-2, 3) == -10
+    assert (BaseFunction.get_call_type, gc.isenabled()) == before
