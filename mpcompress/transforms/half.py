@@ -18,6 +18,7 @@ _F32_1R = types.Array(types.float32, 1, "C", readonly=True)
 _UP = np.float32(2.0**112)
 _BEYOND = np.float32(65536)  # where infinity and NaN come out
 _SUBNORMAL = np.float32(2.0**24)
+_INTEGERS = np.float32(2.0**23)  # from here on float32 are integers: a sum is rounded to nearest even
 
 _SMALLEST_NORMAL = 113 << 23  # 2^-14 as a float32
 _LARGEST_BITS = (142 << 23) + (1023 << 13)  # 65504
@@ -42,8 +43,9 @@ def narrow(x: NDArray[np.float32], out: NDArray[np.float16]) -> None:
 @njit(types.void(_F32_1R, types.Array(types.int32, 1, "C", readonly=True), types.int16[::1]))
 def _narrow(x: Any, bits: Any, out: Any) -> None:
     for i in range(np.uint64(x.size)):
-        size = min(bits[i] & 0x7FFFFFFF, _LARGEST_BITS)
+        size = bits[i] & 0x7FFFFFFF
+        size = size if size < _LARGEST_BITS else _LARGEST_BITS
         half = (size - (112 << 23) + 0xFFF + ((size >> 13) & 1)) >> 13
         if size < _SMALLEST_NORMAL:
-            half = np.int64(np.rint(abs(x[i]) * _SUBNORMAL))
+            half = np.int64(abs(x[i]) * _SUBNORMAL + _INTEGERS) - (1 << 23)
         out[i] = half | ((bits[i] >> 16) & 0x8000)

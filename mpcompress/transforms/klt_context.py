@@ -177,7 +177,8 @@ def row_context(
 ) -> None:
     """part[k] = (level << 8) + all but feature 6, of the first `end` coefficients."""
     features = row_features(row, neighbours, sums, worths, total)
-    near, node, above, before = i32(features[0]), i32(features[1]), i32(features[2]), i32(features[3])
+    near, node = i32(features[0]), i32(features[1])
+    above, before = i32(features[2]), i32(features[3])
     row, kind = u64(row), u64(kind)
     left, up = u64(neighbours[row, 0]), u64(neighbours[row, 1])
     first, second = u64(neighbours[row, 4]), u64(neighbours[row, 5])

@@ -87,9 +87,11 @@ def _turn(
             c, d = x_low[0, j], x_low[1, j]
             j0 = j + j if x.shape[1] > 1 else j
             spare = zeros if forward else none
-            x0, x1, x2, x3 = x[i0, j0], spare, spare, spare
+            x0, x1 = x[i0, j0], spare
+            x2, x3 = spare, spare
             spare = none if forward else zeros
-            y0, y1, y2, y3 = low[i, j], spare, spare, spare
+            y0, y1 = low[i, j], spare
+            y2, y3 = spare, spare
             if d > 0:
                 x1, y2 = x[i0, j0 + one], d0[i, j]
             if b > 0:

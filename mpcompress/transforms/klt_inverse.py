@@ -25,6 +25,8 @@ _I64_1R = types.Array(types.int64, 1, "C", readonly=True)
 @njit(fastmath={"contract"})
 def _add_four(
     token: Array,
+    start: Int,
+    size: Int,
     basis: Array,
     row0: Int,
     row1: Int,
@@ -35,9 +37,9 @@ def _add_four(
     value2: Any,
     value3: Any,
 ) -> None:
-    for c in range(u64(token.size)):
+    for c in range(size):
         pair = value0 * basis[row0, c] + value1 * basis[row1, c]
-        token[c] += pair + (value2 * basis[row2, c] + value3 * basis[row3, c])
+        token[start + c] += pair + (value2 * basis[row2, c] + value3 * basis[row3, c])
 
 
 @njit(
@@ -79,13 +81,15 @@ def invert_rows(
         r, kind = u64(row), u64(kinds[u64(row)])
         one, other = u64(neighbours[r, 0]), u64(neighbours[r, 1])
         left, up = feedback[kind, 0], feedback[kind, 1]
+        token = tokens[r]
         for c in range(u64(tokens.shape[1])):
-            tokens[r, c] = left * tokens[one, c] + up * tokens[other, c]
+            token[c] = left * tokens[one, c] + up * tokens[other, c]
         size = prefix_step if kind > u64(0) and kind <= u64(prefix) else step
         own = u64(slot[kind])
         begin, stop = u64(begins[r]), u64(begins[r + u64(1)])
         for part in range(starts.size - 1):
-            token = tokens[r, starts[part] : starts[part + 1]]
+            start = u64(starts[part])
+            width = u64(starts[part + 1]) - start
             at0, at1, at2 = u64(0), u64(0), u64(0)
             value0, value1, value2 = none, none, none
             waiting = 0
@@ -99,7 +103,7 @@ def invert_rows(
                 value = value if q > 0 else -value
                 at = own * u64(components) + u64(place[own, k])
                 if waiting == 3:
-                    _add_four(token, basis, at0, at1, at2, at, value0, value1, value2, value)
+                    _add_four(token, start, width, basis, at0, at1, at2, at, value0, value1, value2, value)
                     value0, value1, value2, waiting = none, none, none, 0
                 elif waiting == 2:
                     at2, value2, waiting = at, value, 3
@@ -108,4 +112,4 @@ def invert_rows(
                 else:
                     at0, value0, waiting = at, value, 1
             if waiting:
-                _add_four(token, basis, at0, at1, at2, at0, value0, value1, value2, none)
+                _add_four(token, start, width, basis, at0, at1, at2, at0, value0, value1, value2, none)

@@ -112,7 +112,8 @@ def quantise_rows(
         for k in range(u64(depth)):
             field[below, k] = left * field[one, k] + up * field[other, k]
         row_context(row, kind, depth, neighbours, known, said, sums, worths, total, part)
-        row_said, row_worth, run_said, run_worth = i64(0), i64(0), i64(0), i64(0)
+        row_said, row_worth = i64(0), i64(0)
+        run_said, run_worth = i64(0), i64(0)
         for begin in range(0, depth, BLOCK):
             run = mean_evidence(run_said, run_worth)
             block_said, block_worth = i64(0), i64(0)
@@ -223,7 +224,8 @@ def decode_rows(
         begins[r] = count
         deepest = u64(0)
         row_context(row, kind, depth, neighbours, known, said, sums, worths, total, part)
-        row_said, row_worth, run_said, run_worth = i64(0), i64(0), i64(0), i64(0)
+        row_said, row_worth = i64(0), i64(0)
+        run_said, run_worth = i64(0), i64(0)
         for begin in range(0, depth, BLOCK):
             run = mean_evidence(run_said, run_worth)
             block_said, block_worth = i64(0), i64(0)
