@@ -62,12 +62,12 @@ def main() -> None:
         for tensor, tap, qp in itertools.product(tensors, BOUNDS, QPS):
             have(codec_id, tap, qp, tensor)
         for tensor, tap in itertools.product(tensors, BOUNDS):
-            aims = [at for of, at in GOALS if of == tap]
             qp = max(QPS)
-            while have(codec_id, tap, qp, tensor) < max(aims) and qp < COARSEST:
+            while have(codec_id, tap, qp, tensor) < max(at for of, at in GOALS if of == tap) and qp < COARSEST:
                 qp += STEP
+        for tensor, tap in itertools.product(tensors, BOUNDS):
             qp = min(QPS)
-            while have(codec_id, tap, qp, tensor) > min(aims) and qp > FINEST:
+            while have(codec_id, tap, qp, tensor) > min(at for of, at in GOALS if of == tap) and qp > FINEST:
                 qp -= STEP
 
 

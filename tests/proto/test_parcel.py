@@ -96,6 +96,22 @@ def test_the_bytes_of_an_array_need_no_copy_first():
     assert pb.CompressRequest.FromString(written).header.inline_data == array.tobytes()
 
 
+@pytest.mark.parametrize("item_id", [1, 1 << 7, 1 << 14, 1 << 21])
+@pytest.mark.parametrize("count", [5000, 98688, 400_000])
+def test_tensors_begin_at_a_multiple_of_four_bytes(item_id, count):
+    array = np.arange(count, dtype=np.float16)
+    for spare in range(4):
+        header = pb.CompressHeader(item_id=item_id, codec_id="c" * (spare + 1), tensors=SPECS)
+        written = COMPRESS_REQUEST.write(Parcel(pb.CompressRequest(header=header), wire_view(array)))
+        assert written.find(array.tobytes()) % 4 == 0
+        assert pb.CompressRequest.FromString(written) == with_bulk(
+            pb.CompressRequest(header=header), "header.inline_data", array.tobytes()
+        )
+        got = COMPRESS_REQUEST.read(written)
+        assert got.message.header == header
+        assert np.frombuffer(got.bulk, np.uint8).view(np.float16).flags.aligned
+
+
 @pytest.mark.parametrize("twice", ["field", "member", "members", "unknown", "unknown inside"])
 def test_what_protobuf_allows_and_nobody_writes_means_the_same(twice):
     first = pb.CompressRequest(chunk=pb.TensorChunk(item_id=1, data=b"a" * 9000)).SerializeToString()
