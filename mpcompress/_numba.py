@@ -59,6 +59,7 @@ KERNEL_MODULES = (
     "mpcompress.transforms.klt_inverse",
     "mpcompress.transforms.klt_kernels",
     "mpcompress.transforms.klt_lookahead",
+    "mpcompress.transforms.klt_products",
 )
 """Every module with kernels of its own; `warm_up` imports them all."""
 

@@ -17,6 +17,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -224,7 +225,8 @@ class FeatureCodec(ABC):
         """Items of equal keys may share a batch. `params` are resolved; None for decompression.
 
         The default wants equal dtypes, shapes and params. A codec may be less strict when sharing a batch with other
-        shapes changes no bit of its results; items of different params still come in separate calls of `compress`.
+        shapes changes no bit of its results; items of different params still come in separate calls of `compress`,
+        and together in one of `begin_compress_mixed`.
         """
         return tuple((spec.name, spec.dtype, spec.shape) for spec in specs), params
 
@@ -238,6 +240,22 @@ class FeatureCodec(ABC):
         parts tells those of them that are a `ProgressToken`. The default does everything in the first stage.
         """
         return [_given(coded) for coded in self.compress(batch, params)]
+
+    def begin_compress_mixed(
+        self, batch: Sequence[Mapping[str, Array]], params: Sequence[CodingParams], cancel: Sequence[CancelToken]
+    ) -> list[Callable[[], Coded]]:
+        """`begin_compress` of items that each have params of their own, as a server calls it for a batch.
+
+        The default calls it for each run of equal params.
+        """
+        stages: list[Callable[[], Coded]] = []
+        for own, group in groupby(range(len(batch)), key=params.__getitem__):
+            run = list(group)
+            begun = self.begin_compress([batch[i] for i in run], own, [cancel[i] for i in run])
+            if len(begun) != len(run):
+                raise RuntimeError(f"codec {self.id} gave {len(begun)} results for {len(run)} items")
+            stages += begun
+        return stages
 
     def begin_decompress(
         self, batch: Sequence[Unit], cancel: Sequence[CancelToken]

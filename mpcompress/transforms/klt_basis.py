@@ -11,11 +11,14 @@ variance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mpcompress.transforms.klt_products import FEW_ROWS, multiply_rows
 
 __all__ = ["LARGEST_GROUP", "Bases", "Predictor", "group_starts", "orthonormal", "to_bytes"]
 
@@ -73,7 +76,7 @@ class Bases:
         self.place = np.empty((slots, self._components), np.int32)
         self.group = group.astype(np.int32)
         self.starts = np.array(starts, np.int64)
-        self._parts: list[list[tuple[slice, NDArray[np.int64], FloatArray]]] = []
+        self._parts: list[list[tuple[slice, NDArray[np.int64], int, FloatArray]]] = []
         for slot in range(slots):
             begin, parts = 0, []
             for number, (start, end) in enumerate(pairwise(starts)):
@@ -82,20 +85,42 @@ class Bases:
                 part = self.rows[at : at + members.size, : end - start]
                 part[...] = orthonormal(stored[slot, members, : end - start])
                 self.place[slot, members] = np.arange(begin, begin + members.size)
-                parts.append((slice(start, end), members, part))
+                parts.append((slice(start, end), members, at, part))
                 begin += members.size
             self._parts.append(parts)
 
     def forward(self, slot: int, x: FloatArray, depth: int) -> FloatArray:
         """Tokens (n, C) to their first `depth` components (n, depth) in one basis."""
+        if len(x) <= FEW_ROWS:
+            return self._multiply(slot, x, np.full(len(x), depth))
         parts = self._parts[slot]
         if len(parts) == 1:
-            return np.asarray(x @ parts[0][2][:depth].T)
+            return np.asarray(x @ parts[0][3][:depth].T)
         y = np.empty((len(x), depth), np.float32)
-        for channels, members, part in parts:
+        for channels, members, _, part in parts:
             count = int(np.searchsorted(members, depth))
             y[:, members[:count]] = x[:, channels] @ part[:count].T
         return y
+
+    def forward_few(self, slot: int, rows: Sequence[FloatArray], depths: Sequence[int]) -> list[FloatArray]:
+        """`forward` of some that have FEW_ROWS at most each, in one product: the bits are those of one product each."""
+        order = sorted(range(len(rows)), key=lambda number: -depths[number])
+        x = np.concatenate([rows[number] for number in order]) if len(rows) > 1 else rows[0]
+        y = self._multiply(slot, x, np.repeat([depths[number] for number in order], [len(rows[n]) for n in order]))
+        found, begin = {}, 0
+        for number in order:
+            end = begin + len(rows[number])
+            found[number] = np.ascontiguousarray(y[begin:end, : depths[number]])
+            begin = end
+        return [found[number] for number in range(len(rows))]
+
+    def _multiply(self, slot: int, x: FloatArray, depths: NDArray[np.int64]) -> FloatArray:
+        """Tokens (n, C), deepest first, to components (n, depths[0]); those beyond a token's depth mean nothing."""
+        y = np.empty((len(x) + len(x) % 2, depths[0]), np.float32)
+        for channels, members, at, _ in self._parts[slot]:
+            used = members[: int(np.searchsorted(members, depths[0]))]
+            multiply_rows(x, depths, channels.start, channels.stop - channels.start, self.rows, at, used, y)
+        return y[: len(x)]
 
 
 class Predictor:

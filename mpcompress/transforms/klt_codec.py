@@ -30,7 +30,7 @@ from mpcompress.codec import (
     TensorSpec,
     Unit,
 )
-from mpcompress.errors import CodecFileError, CorruptBitstreamError, NonFiniteError
+from mpcompress.errors import CodecFileError, CodingCancelledError, CorruptBitstreamError, NonFiniteError
 from mpcompress.registry import CodecSpec
 from mpcompress.transforms.half import narrow, widen
 from mpcompress.transforms.klt_decoder import Decoded, StreamReader, Synthesis
@@ -38,9 +38,11 @@ from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_model import FAMILY, KltModel
 from mpcompress.transforms.klt_model_file import read_model, write_model
+from mpcompress.transforms.klt_sample import Coding
 from mpcompress.transforms.klt_search import Item, search
 from mpcompress.transforms.klt_state import DTYPES, KltState, Shape, read_state, resolve_params, write_state
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
+from mpcompress.transforms.klt_together import shares, together
 from mpcompress.transforms.scratch import Scratch
 
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name) if name == "bfloat16" else name) for name in DTYPES}
@@ -78,8 +80,7 @@ class KltCodec(FeatureCodec):
         self._file = file
         engine = Engine(model)
         # Both directions, and both stages of each, may be at work at once: each has buffers of its own.
-        self._encoder = Encoder(engine)
-        self._scratch = Scratch()
+        self._encoders = [Encoder(engine)]  # one for each place among items that are coded in step
         self._encoder_statistics = StatisticsCache(model)
         self._reader = StreamReader(engine)
         self._reader_statistics = StatisticsCache(model)
@@ -92,13 +93,14 @@ class KltCodec(FeatureCodec):
 
     def compress(self, batch: Sequence[Mapping[str, Array]], params: CodingParams) -> list[Coded]:
         """See `FeatureCodec.compress`. Items are resolved to `params`."""
-        return [self._analysed(item["h"], params)() for item in batch]
+        return [code() for code in self._analysed(batch, [params] * len(batch))]
 
     def batch_key(self, specs: Sequence[TensorSpec], params: CodingParams | None) -> Hashable:
-        """Any shapes and params share a batch.
+        """Any shapes and params share a batch, and the rows of small groups share matrix products.
 
-        Every item has matrix products of its own: in one product over the rows of several items the rounding of a
-        row depends on where it lies, in the kernels of some processors, and a rounding can change a symbol.
+        Large groups have products of their own: in one of BLAS over the rows of several items the rounding of a row
+        depends on where it lies, with the kernels of some processors, and a rounding can change a symbol. Those of
+        `klt_products`, which small groups have, round every row alike.
         """
         return self.id
 
@@ -106,7 +108,13 @@ class KltCodec(FeatureCodec):
         self, batch: Sequence[Mapping[str, Array]], params: CodingParams, cancel: Sequence[CancelToken]
     ) -> list[Callable[[], Coded]]:
         """First stage: transform and quantiser; second: rANS."""
-        return [self._analysed(item["h"], params) for item in batch]
+        return self._analysed(batch, [params] * len(batch), cancel)
+
+    def begin_compress_mixed(
+        self, batch: Sequence[Mapping[str, Array]], params: Sequence[CodingParams], cancel: Sequence[CancelToken]
+    ) -> list[Callable[[], Coded]]:
+        """As `begin_compress`; items of any params share products, see `klt_together`."""
+        return self._analysed(batch, params, cancel)
 
     def begin_decompress(
         self, batch: Sequence[Unit], cancel: Sequence[CancelToken]
@@ -141,9 +149,24 @@ class KltCodec(FeatureCodec):
         """The safetensors file."""
         return write_model(self.model) if self._file is None else self._file
 
-    def _analysed(self, h: Array, params: CodingParams) -> Callable[[], Coded]:
-        """Symbols of an item; the result codes them."""
-        x = self._finite(h)
+    def _analysed(
+        self, batch: Sequence[Mapping[str, Array]], params: Sequence[CodingParams], cancel: Sequence[CancelToken] = ()
+    ) -> list[Callable[[], Coded]]:
+        """Symbols of items; the results code them."""
+        found: dict[int, Callable[[], Coded]] = {}
+        for share in shares([item["h"].size for item in batch]):
+            left = [number for number in share if not (cancel and cancel[number].is_set())]
+            while len(self._encoders) < len(left):
+                self._encoders.append(Encoder(self._engine))
+            codings = [
+                self._analysing(batch[number]["h"], params[number], encoder)
+                for number, encoder in zip(left, self._encoders, strict=False)
+            ]
+            found.update(zip(left, together(self._engine.bases, codings), strict=True))
+        return [found.get(number, _cancelled) for number in range(len(batch))]
+
+    def _analysing(self, h: Array, params: CodingParams, encoder: Encoder) -> Coding[Callable[[], Coded]]:
+        x = _finite(h, encoder.scratch)
         spec = TensorSpec(name="h", dtype="float32", shape=x.shape)
         shape = Shape.of(spec, self.model.channels)
         assert not isinstance(shape, str)
@@ -151,10 +174,10 @@ class KltCodec(FeatureCodec):
             model=self.model,
             x=np.ascontiguousarray(shape.to_tokens(x)),
             params=params,
-            encoder=self._encoder,
+            encoder=encoder,
             statistics=self._encoder_statistics,
         )
-        found = search(item)
+        found = yield from search(item)
         warnings: tuple[str, ...] = ()
         distance = found.distance
         if distance is not None and distance > self.model.domain_bound:
@@ -175,21 +198,6 @@ class KltCodec(FeatureCodec):
             return Coded(strings=[found.stream or found.encode(self.model)], pstate=pstate, report=report)
 
         return code
-
-    def _finite(self, h: Array) -> FloatArray:
-        """Any of the dtypes as float32, valid until the next item; refuses NaN and infinity."""
-        if h.dtype == np.float16:
-            x = self._scratch.take("input", *h.shape)
-            if widen(h, x):
-                return x
-        x = np.ascontiguousarray(h, np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = float(x.sum())
-        # A finite sum has finite terms; only another is worth a look at each.
-        if not math.isfinite(total) and not (finite := np.isfinite(x)).all():
-            where = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
-            raise NonFiniteError(f"h{list(where)} is {float(x[where])}", field="tensors[0]")
-        return x
 
     def read_symbols(self, unit: Unit) -> list[Decoded]:
         """The symbols of each sample of a unit, for those who look into streams."""
@@ -223,6 +231,26 @@ class KltCodec(FeatureCodec):
             return {"h_hat": shape.from_tokens(out, spec.shape)}
 
         return synthesise
+
+
+def _cancelled() -> Coded:
+    raise CodingCancelledError("cancelled before it was transformed")
+
+
+def _finite(h: Array, scratch: Scratch) -> FloatArray:
+    """Any of the dtypes as float32, valid until the next item; refuses NaN and infinity."""
+    if h.dtype == np.float16:
+        x = scratch.take("input", *h.shape)
+        if widen(h, x):
+            return x
+    x = np.ascontiguousarray(h, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(x.sum())
+    # A finite sum has finite terms; only another is worth a look at each.
+    if not math.isfinite(total) and not (finite := np.isfinite(x)).all():
+        where = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), x.shape))
+        raise NonFiniteError(f"h{list(where)} is {float(x[where])}", field="tensors[0]")
+    return x
 
 
 def load(spec: CodecSpec) -> KltCodec:

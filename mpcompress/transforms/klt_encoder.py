@@ -4,7 +4,8 @@
     each group of rows ──► minus the slope of the decoded low-pass ──► its KLT ──► quantiser ──► decoded values
     decoded patches ──► the filter, where the codec has one ──► what it would win
 
-The pyramid and the bases are orthonormal, so the error of the features is that of the coefficients.
+The pyramid and the bases are orthonormal, so the error of the features is that of the coefficients. What codes is a
+generator that stops at small groups for a product that several samples may share: see `klt_together`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from mpcompress.transforms.klt_far import fill
 from mpcompress.transforms.klt_haar import merge
 from mpcompress.transforms.klt_kernels import quantise_rows
 from mpcompress.transforms.klt_pyramid import Plan
-from mpcompress.transforms.klt_sample import Group, Observer, Reconstruction, Sample, Symbols
+from mpcompress.transforms.klt_sample import Coding, Group, Observer, Product, Reconstruction, Sample, Symbols
 from mpcompress.transforms.klt_statistics import Statistics, Steps
+from mpcompress.transforms.klt_together import alone
 from mpcompress.transforms.scratch import Scratch
 
 __all__ = ["DEAD_ZONE", "Encoder"]
@@ -27,15 +29,18 @@ __all__ = ["DEAD_ZONE", "Encoder"]
 DEAD_ZONE = -1.0
 """A rate that turns the search off."""
 
+_SHARED_ROWS = 8
+_ROOT, _PREFIX, _LEVEL, _FAR = range(4)
+
 FloatArray = NDArray[np.float32]
 
 
 class Encoder:
-    """Quantises samples of one codec, one at a time."""
+    """Quantises samples of one codec, one at a time; its buffers, `scratch` among them, are those of that sample."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._scratch = Scratch()
+        self.scratch = Scratch()
         self._memory: Memory = new_memory(0, 0)
         self._part = np.empty(engine.model.components, np.int32)
         self._lists: Lists | None = None
@@ -53,12 +58,24 @@ class Encoder:
 
         Each of the `passes` codes it again, knowing what the symbols of the last time cost those after them.
         """
+        return alone(self._engine.bases, self.quantising(sample, steps, statistics, rate, observe, passes))
+
+    def quantising(
+        self,
+        sample: Sample,
+        steps: Steps,
+        statistics: Statistics,
+        rate: float,
+        observe: Observer | None = None,
+        passes: int = 0,
+    ) -> Coding[Symbols | None]:
+        """`quantise`, with products that others may share."""
         run = _Run(self, sample, steps, statistics, rate, observe)
-        found = run.symbols() if run.code() else None
+        found = run.symbols() if (yield from run.code()) else None
         for _ in range(passes if found is not None and rate > 0 else 0):
             assert found is not None
             run = _Run(self, sample, steps, statistics, rate, None, run.prices(found))
-            if not run.code():
+            if not (yield from run.code()):
                 break
             found = run.symbols()
         return found
@@ -66,11 +83,11 @@ class Encoder:
     def reconstruct(self, sample: Sample, steps: Steps, statistics: Statistics, rate: float) -> Reconstruction | None:
         """A sample as a decoder has it, valid until the next one; None as of `quantise`."""
         run = _Run(self, sample, steps, statistics, rate, None, whole=True)
-        return run.reconstruction if run.code() else None
+        return run.reconstruction if alone(self._engine.bases, run.code()) else None
 
     def centred(self, x: FloatArray, height: int, width: int) -> FloatArray:
         """Patches (height * width, C) less their means, valid until the next call or sample."""
-        grid = self._scratch.take("grid", height * width, x.shape[1])
+        grid = self.scratch.take("grid", height * width, x.shape[1])
         return np.subtract(x, self._engine.patch_mean(height, width), out=grid)
 
     def _room(self, rows: int) -> tuple[Memory, Lists]:
@@ -107,7 +124,7 @@ class _Run:
         *,
         whole: bool = False,
     ) -> None:
-        self._encoder, self._engine, self._scratch = encoder, encoder._engine, encoder._scratch
+        self._encoder, self._engine, self._scratch = encoder, encoder._engine, encoder.scratch
         self._sample, self._steps, self._statistics = sample, steps, statistics
         self._rate, self._observe = np.float32(rate), observe
         self._price = _NO_PRICE if price is None else price
@@ -141,29 +158,31 @@ class _Run:
         )
         return price
 
-    def code(self) -> bool:
+    def code(self) -> Coding[bool]:
         """Codes all rows; False when a value cannot be."""
         plan = self._plan
         grid, apart = self._centred()
         root, details = split_all(grid, plan, self._scratch)
-        field = self._group(1, root.reshape(1, -1), prefix=False)
+        field = yield from self._group((_ROOT, 0), 1, root.reshape(1, -1), prefix=False)
         if field is None:
             return False
         self._decode(1, 2)
         low = self._tokens[1].reshape(1, 1, -1)
-        head, coded = self._prefix(field[1])
+        head, coded = yield from self._prefix(field[1])
         if not coded:
             return False
-        decoded = self._levels(plan, low, details)
+        decoded = yield from self._levels(plan, low, details)
         if decoded is None:
             return False
         if self._whole:
             self.reconstruction = Reconstruction(grid, decoded, head)
         if self._filtered:
             self._judge_filter(grid, decoded, head)
-        return apart is None or self._group(plan.rows - len(apart) + 1, apart, prefix=False) is not None
+        if apart is None:
+            return True
+        return (yield from self._group((_FAR, 0), plan.rows - len(apart) + 1, apart, prefix=False)) is not None
 
-    def _prefix(self, root: FloatArray) -> tuple[FloatArray | None, bool]:
+    def _prefix(self, root: FloatArray) -> Coding[tuple[FloatArray | None, bool]]:
         """Codes the prefix tokens; the first as decoded less its mean, where it is needed, and whether all could be."""
         engine, sample = self._engine, self._sample
         heads = sample.x[: sample.prefix] - engine.head_mean(sample.prefix)
@@ -171,7 +190,8 @@ class _Run:
         for number in range(sample.prefix):
             known = number < len(engine.predictors)
             predicted = engine.predictors[number](root) if known else np.float32(0)
-            field = self._group(2 + number, (heads[number] - predicted)[None], prefix=known)
+            row = (heads[number] - predicted)[None]
+            field = yield from self._group((_PREFIX, number), 2 + number, row, prefix=known)
             if field is None:
                 return None, False
             if self._whole and known and number == 0:
@@ -200,7 +220,7 @@ class _Run:
         fill(grid, sample.far)
         return grid, patches[sample.far] - engine.model.far_mean
 
-    def _levels(self, plan: Plan, low: FloatArray, details: list[list[FloatArray]]) -> FloatArray | None:
+    def _levels(self, plan: Plan, low: FloatArray, details: list[list[FloatArray]]) -> Coding[FloatArray | None]:
         """Codes the details; the grid as decoded, or that of the finest level's parents where nobody needs it."""
         engine = self._engine
         for level, parts in zip(plan.levels, details, strict=True):
@@ -208,8 +228,10 @@ class _Run:
             decoded: list[FloatArray] = []
             for orientation, part in enumerate(parts):
                 first, end = level.first[orientation], level.first[orientation + 1]
-                if first < end and self._group(first, part.reshape(-1, part.shape[2]), prefix=False) is None:
-                    return None
+                if first < end:
+                    rows, turn = part.reshape(-1, part.shape[2]), (_LEVEL, orientation - 3 * level.depth)
+                    if (yield from self._group(turn, first, rows, prefix=False)) is None:
+                        return None
                 if level.depth or self._whole:
                     self._decode(first, end)
                     decoded.append(self._tokens[first:end].reshape(part.shape))
@@ -224,12 +246,15 @@ class _Run:
         """Rows `first` to `end` - 1 of the tokens, as the decoder has them."""
         self._engine.invert(self.lists, self._plan, first, end, self._steps, self._tokens)
 
-    def _group(self, first: int, rows: FloatArray, *, prefix: bool) -> FloatArray | None:
+    def _group(self, turn: tuple[int, int], first: int, rows: FloatArray, *, prefix: bool) -> Coding[FloatArray | None]:
         """Codes rows (n, C) of one kind; returns their field (n + 1, depth), or None when a value cannot be coded."""
         engine, statistics = self._engine, self._statistics
         kind = int(self._plan.kind[first])
         depth = statistics.last[kind]
-        x = engine.bases.forward(engine.slots[kind], rows, depth)
+        if len(rows) <= _SHARED_ROWS:
+            x = yield Product(turn, engine.slots[kind], depth, rows)
+        else:
+            x = engine.bases.forward(engine.slots[kind], rows, depth)
         field = np.empty((len(rows) + 1, depth), np.float32)
         begin = self.count
         self.count = quantise_rows(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Group", "Observer", "Reconstruction", "Sample", "Symbols"]
+__all__ = ["Coding", "Group", "Observer", "Product", "Reconstruction", "Sample", "Symbols"]
 
+T = TypeVar("T")
 FloatArray = NDArray[np.float32]
 
 
@@ -88,3 +90,20 @@ class Group:
 
 
 Observer = Callable[[Group], None]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Rows (n, C) that an encoder wants the first `depth` components (n, depth) of, in a basis.
+
+    `turn` says when, in an order that all shapes share: whoever is at a later turn waits for those at an earlier one.
+    """
+
+    turn: tuple[int, int]
+    slot: int
+    depth: int
+    rows: FloatArray
+
+
+Coding = Generator[Product, FloatArray, T]
+"""Work on an item that stops for every product of few rows, so that items can share one; see `klt_together`."""

@@ -23,7 +23,7 @@ from mpcompress.transforms.klt_far import find_far
 from mpcompress.transforms.klt_filter import FULL_STRENGTH
 from mpcompress.transforms.klt_model import MAX_GAIN, KltModel
 from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
-from mpcompress.transforms.klt_sample import Sample, Symbols
+from mpcompress.transforms.klt_sample import Coding, Sample, Symbols
 from mpcompress.transforms.klt_state import STRENGTHS, KltState, effort_of
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
 
@@ -95,7 +95,7 @@ class Trial:
         return encode(values, np.concatenate([part.classes for part in self.symbols]), model.tables)
 
 
-def search(item: Item) -> Trial:
+def search(item: Item) -> Coding[Trial]:
     """The trial to send.
 
     Raises:
@@ -109,8 +109,8 @@ def search(item: Item) -> Trial:
     elif len(item.x) == 1:
         item = replace(item, centred=centred)
     if params.target_bpfp is not None or params.target_nmse is not None:
-        return _reach(item, first)
-    return _with_gain(item, _trial(item, first))
+        return (yield from _reach(item, first))
+    return (yield from _with_gain(item, (yield from _trial(item, first))))
 
 
 def _far_tokens(item: Item, state: KltState) -> tuple[tuple[int, ...], FloatArray | None]:
@@ -124,7 +124,7 @@ def _far_tokens(item: Item, state: KltState) -> tuple[tuple[int, ...], FloatArra
     return tuple(found), centred
 
 
-def _trial(item: Item, state: KltState) -> Trial:
+def _trial(item: Item, state: KltState) -> Coding[Trial]:
     steps = Steps.of(item.model, state.qp_eighths, state.prefix_offset_eighths, state.gain_eighths)
     statistics = item.statistics.at(steps)
     effort = effort_of(item.params)
@@ -134,7 +134,7 @@ def _trial(item: Item, state: KltState) -> Trial:
     found = []
     for number, x in enumerate(item.x):
         sample = Sample(x, state.prefix, state.height, state.width, state.far_of(number), item.centred)
-        symbols = item.encoder.quantise(sample, steps, statistics, rate, domain, passes)
+        symbols = yield from item.encoder.quantising(sample, steps, statistics, rate, domain, passes)
         if symbols is None:
             raise _too_large(item.x)
         found.append(symbols)
@@ -166,17 +166,17 @@ def _strength(found: list[Symbols]) -> tuple[int, float]:
     return strength, left(strength)
 
 
-def _with_gain(item: Item, trial: Trial) -> Trial:
+def _with_gain(item: Item, trial: Trial) -> Coding[Trial]:
     """Raises the gain, one trial each, while what is not coded costs more than quantising."""
     step = float(Steps.of(item.model, trial.state.qp_eighths, 0, 0).size(prefix=False))
     loud = _TOO_LOUD * step**2 * item.x.size
     while trial.error > loud + 1e-5 * item.energy and trial.state.gain_eighths < MAX_GAIN:
         gain = max(trial.state.gain_eighths + UNITS, min(trial.domain_gain, MAX_GAIN))
-        trial = _trial(item, replace(trial.state, gain_eighths=min(gain, MAX_GAIN)))
+        trial = yield from _trial(item, replace(trial.state, gain_eighths=min(gain, MAX_GAIN)))
     return trial
 
 
-def _reach(item: Item, first: KltState) -> Trial:
+def _reach(item: Item, first: KltState) -> Coding[Trial]:
     """A secant search in the logarithms, from the codec's expected points."""
     params, model = item.params, item.model
     by_rate = params.target_bpfp is not None
@@ -193,7 +193,7 @@ def _reach(item: Item, first: KltState) -> Trial:
         qp = _guess(qps, values + shift, goal, low, high)
         if qp in tried:
             break
-        trial = _with_gain(item, _trial(item, replace(first, qp_eighths=qp)))
+        trial = yield from _with_gain(item, (yield from _trial(item, replace(first, qp_eighths=qp))))
         if by_rate:
             stream = trial.encode(model)
             trial = replace(trial, stream=stream)

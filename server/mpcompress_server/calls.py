@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 from mpcompress.codec import Array, Coded, CodingParams, FeatureCodec, TensorSpec, Unit
@@ -173,10 +172,8 @@ class _Begun:
                 units, tokens = [call.units[i] for i in left], [self._tokens[i] for i in left]
                 self._put(left, codec.begin_decompress(units, tokens))
             return
-        for params, group in groupby(left, key=call.params.__getitem__):
-            members = list(group)
-            inputs, tokens = [call.inputs[i] for i in members], [self._tokens[i] for i in members]
-            self._put(members, codec.begin_compress(inputs, params, tokens))
+        inputs, params = [call.inputs[i] for i in left], [call.params[i] for i in left]
+        self._put(left, codec.begin_compress_mixed(inputs, params, [self._tokens[i] for i in left]))
 
     def _put(self, indices: Sequence[int], stages: Sequence[Stage]) -> None:
         if len(stages) != len(indices):

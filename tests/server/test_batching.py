@@ -8,12 +8,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from mpc_load_codecs import BATCHES, LOADED
-from mpc_test_codecs import GATES, Gate
+from mpc_test_codecs import GATES, BytesCodec, Gate
 from raw_wire import compress_messages, decompress_messages, details, features, talk
 
 from mpcompress import registry
 from mpcompress.codec import CodingParams, TensorSpec, Unit
 from mpcompress.errors import InvalidInputError
+from mpcompress.transforms.klt_basis import Bases
 from mpcompress_server.batching import Batching, BatchScheduler
 from mpcompress_server.calls import Call, CallResult, CompressCall, DecompressCall, run_call
 from mpcompress_server.codecs import LoadedCodec
@@ -168,10 +169,19 @@ def _klt_items(codec) -> tuple[list[dict[str, np.ndarray]], list[CodingParams]]:
     return inputs, params
 
 
-def test_shapes_that_share_a_klt_batch_give_the_bits_of_single_calls():
+def test_shapes_that_share_a_klt_batch_give_the_bits_of_single_calls(monkeypatch):
     codec = registry.load(registry.preset(KLT))
     inputs, params = _klt_items(codec)
+    shared: list[int] = []
+    forward_few = Bases.forward_few
+
+    def spy(self, slot, rows, depths):
+        shared.append(len(rows))
+        return forward_few(self, slot, rows, depths)
+
+    monkeypatch.setattr(Bases, "forward_few", spy)
     together = run_call(codec, CompressCall(inputs=inputs, params=params)).outcomes
+    assert shared[0] == len(inputs)  # the roots of all, in one product
     alone = [codec.compress([item], own)[0] for item, own in zip(inputs, params, strict=True)]
     assert [coded.strings for coded in together] == [coded.strings for coded in alone]
     assert [coded.pstate for coded in together] == [coded.pstate for coded in alone]
@@ -181,6 +191,24 @@ def test_shapes_that_share_a_klt_batch_give_the_bits_of_single_calls():
     decoded = run_call(codec, DecompressCall(units=units, outputs=outputs)).outcomes
     for tensors, unit in zip(decoded, units, strict=True):
         np.testing.assert_array_equal(tensors["h_hat"], codec.decompress([unit])[0]["h_hat"])
+
+
+def test_a_codec_without_a_call_for_mixed_params_gets_one_for_each_run():
+    class Noting(BytesCodec):
+        def begin_compress(self, batch, params, cancel):
+            noted.append(
+                (params.qp_eighths, [int(item["h"][0]) for item in batch], [token.is_set() for token in cancel])
+            )
+            return super().begin_compress(batch, params, cancel)
+
+    noted: list[tuple[int | None, list[int], list[bool]]] = []
+    spec = registry.CodecSpec(id="noting", family="test_bytes", options={})
+    inputs = [{"h": np.full(4, n, np.float32)} for n in range(5)]
+    params = [CodingParams(qp_eighths=qp) for qp in (8, 8, 16, 8, 8)]
+    call = CompressCall(inputs=inputs, params=params)
+    outcomes = run_call(Noting(spec), call).outcomes
+    assert noted == [(8, [0, 1], [False] * 2), (16, [2], [False]), (8, [3, 4], [False] * 2)]
+    assert [coded.strings for coded in outcomes] == [Noting(spec).compress([i], params[0])[0].strings for i in inputs]
 
 
 async def test_batches_of_a_server_give_the_bits_of_the_library(start_server, connect):
