@@ -6,7 +6,7 @@ Rows of items (n, 384) times a basis (384, 384), float32, as numpy's BLAS multip
 processors that this one can run. Three arrangements: the rows of 16 items after one another; each item padded with
 zeros to a block of 64 rows, and the blocks multiplied after one another in one product; blocks of 64 rows filled with
 rows of several items, one product for each block. Then the time of one product for all against one for each item, and
-the same for a kernel of our own that adds in one order whatever a row's neighbours are.
+the same for the kernel of calibrated codecs that adds in one order whatever a row's neighbours are (`klt_products`).
 """
 
 # ruff: noqa: E402 - threads are counted when numpy is imported
@@ -24,34 +24,23 @@ from collections.abc import Callable
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from mpcompress.transforms.klt_products import multiply_rows
+
 Matrix = NDArray[np.float32]
 
-KERNELS = ("Haswell", "Zen", "SkylakeX", "Cooperlake", "Sapphirerapids")
+KERNELS = ("Prescott", "Haswell", "Zen", "SkylakeX", "Cooperlake", "Sapphirerapids")
 CHANNELS, ITEMS, BLOCK = 384, 16, 64
-# Tokens of one item that share a basis: the details of a 16 x 16 grid's levels, and one odd number.
-ROWS = (1, 4, 16, 41, 64, 192)
+# Tokens of one item that share a basis: the details of a 16 x 16 grid's levels, and some odd numbers.
+ROWS = (1, 2, 4, 8, 16, 41, 64, 192)
+MEMBERS = np.arange(CHANNELS)
 
 
-@numba.njit(fastmath={"contract"}, error_model="numpy")
 def one_order(x: Matrix, basis: Matrix, out: Matrix) -> None:
-    """X @ basis for a multiple of 4 rows: every element's products are added in the same order, whatever is around."""
-    columns = basis.shape[1]
-    out[:] = 0
-    for row in range(0, x.shape[0], 4):
-        t0, t1, t2, t3 = out[row], out[row + 1], out[row + 2], out[row + 3]
-        for k in range(0, x.shape[1], 2):
-            p, q = basis[k], basis[k + 1]
-            p0, p1, p2, p3 = x[row, k], x[row + 1, k], x[row + 2, k], x[row + 3, k]
-            q0, q1, q2, q3 = x[row, k + 1], x[row + 1, k + 1], x[row + 2, k + 1], x[row + 3, k + 1]
-            for column in range(columns):
-                t0[column] = t0[column] + p0 * p[column] + q0 * q[column]
-                t1[column] = t1[column] + p1 * p[column] + q1 * q[column]
-                t2[column] = t2[column] + p2 * p[column] + q2 * q[column]
-                t3[column] = t3[column] + p3 * p[column] + q3 * q[column]
+    """Products x @ basis.T, out with a row more when there is an odd number of them."""
+    multiply_rows(x, np.full(len(x), CHANNELS), 0, CHANNELS, basis, 0, MEMBERS, out)
 
 
 def measure(kernel: str) -> None:
@@ -83,28 +72,25 @@ def _share(found: Matrix, expected: Matrix) -> float:
 
 def _times(items: list[Matrix], joined: Matrix, basis: Matrix) -> str:
     """Microseconds per item: a product each and one for all, by BLAS and by the kernel of one order."""
-    transposed = np.ascontiguousarray(basis.T)
-    rows = np.concatenate([joined, np.zeros((-len(joined) % 4, CHANNELS), np.float32)])
-    padded = [np.concatenate([item, np.zeros((-len(item) % 4, CHANNELS), np.float32)]) for item in items]
-    out, outs = np.empty_like(rows), [np.empty_like(item) for item in padded]
+    out, outs = (np.empty((len(rows) + 1, CHANNELS), np.float32) for rows in (joined, items[0]))
 
     def each() -> None:
-        for item, own in zip(padded, outs, strict=True):
-            one_order(item, transposed, own)
+        for item in items:
+            one_order(item, basis, outs)
 
-    one_order(rows, transposed, out)
-    each()
-    alone = np.concatenate([own[: len(item)] for own, item in zip(outs, items, strict=True)])
-    if not np.array_equal(alone, out[: len(joined)]):
-        raise SystemExit("an order that depends on neighbours")
+    one_order(joined, basis, out)
+    for place, item in enumerate(items):
+        one_order(item, basis, outs)
+        if not np.array_equal(outs[: len(item)], out[place * len(item) : (place + 1) * len(item)]):
+            raise SystemExit("an order that depends on neighbours")
     ways: tuple[Callable[[], object], ...] = (
         lambda: [item @ basis.T for item in items],
         lambda: joined @ basis.T,
         each,
-        lambda: one_order(rows, transposed, out),
+        lambda: one_order(joined, basis, out),
     )
     spent: list[list[float]] = [[], [], [], []]
-    for _ in range(7):
+    for _ in range(15):
         for way, times in zip(ways, spent, strict=True):
             start = time.thread_time()
             way()
