@@ -3,7 +3,7 @@
 BLAS adds the products of an element in an order that depends on how many rows there are and, with the kernels of some
 processors, on where among them the row lies: one product over the rows of several items is then not what each of them
 gets alone. Here two rows meet five basis vectors at a time, and every element is added in the one order of one loop.
-Beside BLAS this is faster for few rows, up to five times for four, and slower for many (benchmarks/gemm_rows.py).
+Beside BLAS this is faster for few rows, two to five times for four, and slower for many (benchmarks/gemm_rows.py).
 """
 
 from __future__ import annotations
@@ -40,28 +40,60 @@ def multiply_rows(
     `members` (m,), rising, says which column of y each of the m rows makes. `depths` (n,), falling, says which columns
     each row of y needs: those below; others may be left as they are. y has room for n rows, one more where n is odd.
     """
-    last, top, begin = x.shape[0] - 1, members.size - 1, u64(start)
+    last = x.shape[0] - 1
+    top = members.size - 1
+    begin = u64(start)
     none = np.float32(0)
     rows = x.shape[0]
     for k in range(0, members.size, 5):
         # Beyond the last row or member, the last again: it comes to the same.
-        k1, k2, k3, k4 = min(k + 1, top), min(k + 2, top), min(k + 3, top), min(k + 4, top)
-        b0, b1, b2, b3, b4 = u64(first + k), u64(first + k1), u64(first + k2), u64(first + k3), u64(first + k4)
-        c0, c1, c2, c3, c4 = (
-            *(u64(members[u64(k)]), u64(members[u64(k1)]), u64(members[u64(k2)])),
-            *(u64(members[u64(k3)]), u64(members[u64(k4)])),
-        )
+        k1 = min(k + 1, top)
+        k2 = min(k + 2, top)
+        k3 = min(k + 3, top)
+        k4 = min(k + 4, top)
+        b0 = u64(first + k)
+        b1 = u64(first + k1)
+        b2 = u64(first + k2)
+        b3 = u64(first + k3)
+        b4 = u64(first + k4)
+        c0 = u64(members[u64(k)])
+        c1 = u64(members[u64(k1)])
+        c2 = u64(members[u64(k2)])
+        c3 = u64(members[u64(k3)])
+        c4 = u64(members[u64(k4)])
         while rows > 0 and depths[u64(rows - 1)] <= members[u64(k)]:
             rows -= 1
         for i in range(0, rows, 2):
-            i0, i1 = u64(i), u64(min(i + 1, last))
-            s0, s1, s2, s3, s4 = none, none, none, none, none
-            t0, t1, t2, t3, t4 = none, none, none, none, none
+            i0 = u64(i)
+            i1 = u64(min(i + 1, last))
+            s0 = s1 = s2 = s3 = s4 = none
+            t0 = t1 = t2 = t3 = t4 = none
             for c in range(u64(width)):
-                p, q = x[i0, begin + c], x[i1, begin + c]
-                v0, v1, v2, v3, v4 = basis[b0, c], basis[b1, c], basis[b2, c], basis[b3, c], basis[b4, c]
-                s0, s1, s2, s3, s4 = s0 + p * v0, s1 + p * v1, s2 + p * v2, s3 + p * v3, s4 + p * v4
-                t0, t1, t2, t3, t4 = t0 + q * v0, t1 + q * v1, t2 + q * v2, t3 + q * v3, t4 + q * v4
-            y[i0, c0], y[i0, c1], y[i0, c2], y[i0, c3], y[i0, c4] = s0, s1, s2, s3, s4
+                p = x[i0, begin + c]
+                q = x[i1, begin + c]
+                v = basis[b0, c]
+                s0 += p * v
+                t0 += q * v
+                v = basis[b1, c]
+                s1 += p * v
+                t1 += q * v
+                v = basis[b2, c]
+                s2 += p * v
+                t2 += q * v
+                v = basis[b3, c]
+                s3 += p * v
+                t3 += q * v
+                v = basis[b4, c]
+                s4 += p * v
+                t4 += q * v
+            y[i0, c0] = s0
+            y[i0, c1] = s1
+            y[i0, c2] = s2
+            y[i0, c3] = s3
+            y[i0, c4] = s4
             below = i0 + u64(1)
-            y[below, c0], y[below, c1], y[below, c2], y[below, c3], y[below, c4] = t0, t1, t2, t3, t4
+            y[below, c0] = t0
+            y[below, c1] = t1
+            y[below, c2] = t2
+            y[below, c3] = t3
+            y[below, c4] = t4
