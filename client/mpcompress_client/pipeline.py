@@ -60,7 +60,8 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._ledger: Ledger[RequestT, ResponseT, ResultT] = ledger
         self._target = target
         # One lock and two conditions, one for the caller and one for all others: a thread that is woken in vain costs
-        # as much as a message. The time at which the caller wakes by itself is on the ledger's clock.
+        # as much as a message. The time at which the caller wakes by itself is on the ledger's clock. It may be early:
+        # to find it anew for each result takes longer than all else here. What would make it late must change it.
         lock = threading.RLock()
         self._answered = threading.Condition(lock)
         self._changed = threading.Condition(lock)
@@ -89,13 +90,15 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
             with self._answered:
                 slot = self._ledger.pop()
                 while slot is None and not self._ledger.finished:
-                    left_s = self._ledger.next_deadline_s()
-                    self._caller_wakes = math.inf if left_s is None else self._ledger.clock() + left_s
-                    self._answered.wait(left_s)
+                    now = self._ledger.clock()
+                    if self._caller_wakes <= now:
+                        if self._ledger.expire():
+                            self._give_up_stream()
+                        left_s = self._ledger.next_deadline_s()
+                        self._caller_wakes = math.inf if left_s is None else now + left_s
+                    else:
+                        self._answered.wait(None if self._caller_wakes == math.inf else self._caller_wakes - now)
                     slot = self._ledger.pop()
-                    if slot is None and self._ledger.expire():
-                        self._give_up_stream()
-                        slot = self._ledger.pop()
                 if slot is None or self._ledger.may_pull():
                     self._changed.notify_all()
             if slot is None:
@@ -124,6 +127,7 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._wake_all()
 
     def _wake_all(self) -> None:
+        self._caller_wakes = 0.0
         self._answered.notify_all()
         self._changed.notify_all()
 
@@ -200,6 +204,7 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
                 self._ledger.settle(*answered)
                 self._answered.notify_all()
                 if self._ledger.waiting:
+                    self._caller_wakes = 0.0  # what is sent again ends earlier than what is under way
                     self._changed.notify_all()
             self._ledger.tell()
 
@@ -232,7 +237,9 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
                         return None
                     found = self._ledger.next_to_send()
                     if found is not None:
-                        if self._ledger.clock() + found[1] + books.GRACE_S < self._caller_wakes:
+                        due = self._ledger.clock() + found[1] + books.GRACE_S
+                        if due < self._caller_wakes:
+                            self._caller_wakes = due
                             self._answered.notify_all()  # to wait for this one's deadline
                         return found
                     if self._ledger.may_pull():

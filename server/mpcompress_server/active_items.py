@@ -10,12 +10,13 @@ from typing import Any
 
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server.admission import ITEM_OVERHEAD_BYTES, Admission
+from mpcompress_server.answers import Answer
 from mpcompress_server.counters import Cause, Counters, Stage
 from mpcompress_server.errors import IncompleteItemError, ItemCancelledError, ItemTimeoutError
 from mpcompress_server.item_events import ItemEvents
 from mpcompress_server.items import Item, RecentIds
 from mpcompress_server.operations import Operation
-from mpcompress_server.scheduler import Job, Scheduler, Work
+from mpcompress_server.scheduler import Finished, Job, Scheduler, Work
 
 # Above this, checksums and copies of one item would keep the event loop from all others.
 _OFF_LOOP_BYTES = 1 << 20
@@ -41,7 +42,7 @@ class ActiveItems:
         counters: told what becomes of items.
         events: tells their client.
         metadata: of the call, for other servers.
-        background: holds tasks that may outlive the call.
+        background: holds what may outlive the call.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ActiveItems:
         counters: Counters,
         events: ItemEvents,
         metadata: Sequence[tuple[str, str]],
-        background: set[asyncio.Task[None]],
+        background: set[asyncio.Future[Any]],
     ) -> None:
         self._operation = operation
         self._admission = admission
@@ -100,14 +101,21 @@ class ActiveItems:
 
     def start_if_complete(self, item: Item) -> None:
         """Puts an item to work when its last byte has come."""
-        if item.receiver is not None and item.receiver.complete:
-            buffers, item.receiver = item.receiver.buffers, None
-            self._spent(item, "receive", item.accepted_at)
-            # A small one now, not when its task begins: its codec is told one turn of the event loop earlier.
-            if _is_large(item) or self._submitted(item, buffers):
-                task = asyncio.create_task(self._work(item, buffers))
-                self._background.add(task)
-                task.add_done_callback(self._background.discard)
+        if item.receiver is None or not item.receiver.complete:
+            return
+        buffers, item.receiver = item.receiver.buffers, None
+        self._spent(item, "receive", item.accepted_at)
+        result: asyncio.Future[Any]
+        if _is_large(item):
+            result = asyncio.create_task(self._work(item, buffers))
+        elif self._submitted(item, buffers) and item.job is not None:
+            # No task of its own: that would take the event loop two turns more, and longer than all of its messages.
+            result = item.job.result
+            result.add_done_callback(partial(self._worked, item))
+        else:
+            return
+        self._background.add(result)
+        result.add_done_callback(self._background.discard)
 
     def _submitted(self, item: Item, buffers: list[Any]) -> bool:
         """Whether a complete item is in its codec's line; else it has its end, and its memory is given back."""
@@ -142,42 +150,60 @@ class ActiveItems:
             self._events.progress(item, _QUEUED, position)
 
     async def _work(self, item: Item, buffers: list[Any]) -> None:
-        """Runs a complete item to its answer. Outlives the call when the codec does."""
-        queued = False
+        """Runs a complete large item to its answer. Outlives the call when the codec does."""
         try:
-            if item.job is None:
-                work = await asyncio.to_thread(item.plan.work, buffers)
-                buffers.clear()
-                if not item.is_open():
-                    return
-                self._submit(item, work)
-                del work
-            assert item.job is not None
-            finished = await item.job.result
-            for stage, seconds in finished.stages(item.plan.loaded, item.plan.compress):
-                self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds, item.id)
-            if not item.is_open():
-                return
-            make = item.plan.answer
-            answer = await asyncio.to_thread(make, finished) if _is_large(item) else make(finished)
-            del finished
-            item.job = None
+            work = await asyncio.to_thread(item.plan.work, buffers)
+            buffers.clear()
             if item.is_open():
-                assert item.reservation is not None
-                item.reservation.shrink(answer.nbytes + ITEM_OVERHEAD_BYTES)
-                self._leave(item)
-                queued = True
-                self._counters.on_result(
-                    self._operation.name, item.plan.loaded.id, sum(item.plan.sizes), answer.nbytes, answer.bpfp
-                )
-                self._events.result(answer.messages, partial(self._sent, item, self._clock()))
+                self._submit(item, work)
+                assert item.job is not None
+                del work
+                finished = await item.job.result
+                self._told(item, finished)
+                if item.is_open():
+                    answer = await asyncio.to_thread(item.plan.answer, finished)
+                    del finished
+                    self._answer(item, answer)
         except Exception as error:
             self.fail(item, error)
         finally:
             buffers.clear()
-            item.job = None
-            if not queued:
-                item.release()
+            self._ended(item)
+
+    def _worked(self, item: Item, result: asyncio.Future[Finished]) -> None:
+        """Answers a small item with what its codec gave."""
+        try:
+            finished = result.result()
+            self._told(item, finished)
+            if item.is_open():
+                self._answer(item, item.plan.answer(finished))
+        except (Exception, asyncio.CancelledError) as error:
+            self.fail(item, error if isinstance(error, Exception) else ItemCancelledError("the server stops"))
+        finally:
+            self._ended(item)
+
+    def _told(self, item: Item, finished: Finished) -> None:
+        for stage, seconds in finished.stages(item.plan.loaded, item.plan.compress):
+            self._counters.on_stage(self._operation.name, item.plan.loaded.id, stage, seconds, item.id)
+
+    def _answer(self, item: Item, answer: Answer) -> None:
+        """Queues the result of an item, unless it has its end already."""
+        item.job = None
+        if item.is_open():
+            assert item.reservation is not None
+            item.reservation.shrink(answer.nbytes + ITEM_OVERHEAD_BYTES)
+            self._leave(item)
+            item.sending = True
+            self._counters.on_result(
+                self._operation.name, item.plan.loaded.id, sum(item.plan.sizes), answer.nbytes, answer.bpfp
+            )
+            self._events.result(answer.messages, partial(self._sent, item, self._clock()))
+
+    def _ended(self, item: Item) -> None:
+        """Nothing works for an item any more; what is to be sent keeps its memory until it is."""
+        item.job = None
+        if not item.sending:
+            item.release()
 
     def _started(self, item: Item) -> None:
         if item.job is not None:

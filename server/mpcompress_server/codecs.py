@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 import structlog
 
@@ -51,7 +52,7 @@ class LoadedCodec:
     file_bytes: int = 0
     file_sha256: bytes = field(default=b"", repr=False)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Its id."""
         return self.entry.id

@@ -29,6 +29,7 @@ class Item:
         job: its work, once all bytes are there.
         timer: fails it at its deadline.
         answered: its final event is queued, or nobody is left to read it.
+        sending: that event is its result, which is not written yet.
     """
 
     id: int
@@ -42,6 +43,7 @@ class Item:
     job: Job | None = None
     timer: asyncio.TimerHandle | None = None
     answered: bool = False
+    sending: bool = False
 
     def is_open(self) -> bool:
         """Whether it has no final event yet."""

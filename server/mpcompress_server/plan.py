@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cached_property
 
 from mpcompress.codec import Array
 from mpcompress_server.answers import Answer
@@ -35,7 +36,7 @@ class Plan:
     work: Callable[[list[Array]], Work]
     answer: Callable[[Finished], Answer]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """What comes and what it becomes."""
         return sum(self.sizes) + self.result_bytes

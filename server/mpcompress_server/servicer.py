@@ -57,7 +57,7 @@ class Servicer:
         self._limits = limits
         self._scheduler = scheduler
         self._streams: set[Stream] = set()
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Future[Any]] = set()
         self._draining_s: float | None = None
 
     def drain(self, grace_s: float) -> None:

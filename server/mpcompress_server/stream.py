@@ -59,7 +59,7 @@ class Stream:
         request_id: for the log and the errors.
         turn: whose turn its items are in their lines; None: its own.
         metadata: of the call, for other servers.
-        background: holds tasks that may outlive the call.
+        background: holds what may outlive the call.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Stream:
         request_id: str,
         turn: str | None,
         metadata: Sequence[tuple[str, str]],
-        background: set[asyncio.Task[None]],
+        background: set[asyncio.Future[Any]],
     ) -> None:
         self._operation = operation
         self._limits = limits
