@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--triton", metavar="PYTHON", help="a Python with nvidia-pytriton, to be compared with")
     parser.add_argument("--only", choices=("items", "latency", "streaming", "triton"), help="one table")
     args = parser.parse_args()
-    count, rounds, seconds = (50, 5, 3.0) if args.quick else (200, 9, 10.0)
+    count, rounds, seconds = (50, 5, 3.0) if args.quick else (400, 9, 10.0)
 
     def wanted(table: str) -> bool:
         return args.only in (None, table)
@@ -143,7 +143,7 @@ def main() -> None:
                 per_item(client, server, HollowCodec("hollow"), items, rounds)
                 per_item(client, server, codec, items, rounds)
                 for spec in codecs:
-                    few = [h[:, : spec.options["h_dim"]].astype(np.float32) for h in items[: count // 5]]
+                    few = [h[:, : spec.options["h_dim"]].astype(np.float32) for h in items[: count // 10]]
                     per_item(client, server, registry.load(spec), few, rounds)
             if wanted("latency"):
                 latencies(client, items, KLT, seconds)

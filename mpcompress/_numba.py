@@ -203,7 +203,9 @@ def _directories(source: Path) -> Iterator[Path]:
 def _stamp(function: Callable[..., Any], options: dict[str, Any]) -> str:
     """Hash what the machine code of a function depends on, apart from its signature and the machine."""
     digest = hashlib.sha256()
-    digest.update(repr((sys.version_info[:2], numba.__version__, sorted(options.items()))).encode())
+    # A set has another order in every process.
+    chosen = sorted((name, sorted(value) if isinstance(value, set) else value) for name, value in options.items())
+    digest.update(repr((sys.version_info[:2], numba.__version__, chosen)).encode())
     digest.update(repr((_config.BOUNDSCHECK, _config.OPT)).encode())
     seen: set[str] = set()
     pending = [function]

@@ -73,6 +73,14 @@ def test_found_again_whatever_the_modification_times(tree: Path) -> None:
     assert not (tree / "__pycache__").exists()
 
 
+def test_found_again_whatever_the_order_of_a_set(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = '@njit(types.int64(types.int64), fastmath={"reassoc", "nsz", "contract", "arcp"})'
+    (tree / "program.py").write_text(KERNEL.format(10).replace("@njit(types.int64(types.int64))", options))
+    for seed in range(6):
+        monkeypatch.setenv("PYTHONHASHSEED", str(seed))
+        assert run(tree, cache=tree / "cache") == f"20 {min(seed, 1)}"
+
+
 def test_next_to_the_source_by_default(tree: Path) -> None:
     assert run(tree) == "20 0"
     assert len(list((tree / "__pycache__").glob("*.nbc"))) == 1
