@@ -23,7 +23,9 @@ from pathlib import Path
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+import grpc
 import numpy as np
+from bare_grpc import answers
 from service_costs import HERE, measure, started, wait_for
 from service_streaming import streaming
 from store_codec import HollowCodec
@@ -97,6 +99,22 @@ def per_item(
     )
 
 
+def bare_items(items: list[np.ndarray], rounds: int) -> None:
+    """CPU of a bare gRPC stream that carries what items are, and has a short answer for each."""
+    views = [memoryview(h.view(np.uint8).reshape(-1)) for h in items]
+    with started([str(HERE / "bare_grpc.py")]) as bare:
+        assert bare.stdout is not None
+        with grpc.insecure_channel(f"127.0.0.1:{int(bare.stdout.readline())}") as channel:
+
+            def stream() -> None:
+                if answers(channel, views) != len(views):
+                    raise SystemExit("answers were lost")
+
+            stream()
+            cost = statistics.median(measure(stream, bare).cpu_s for _ in range(rounds))
+    print(f"| bare gRPC, {items[0].nbytes / 1e3:.0f} kB | | {cost / len(items) * 1e3:.2f} | | | | |", flush=True)
+
+
 def latencies(client: CompressionClient, items: list[np.ndarray], codec_id: str, seconds: float) -> None:
     """Closed loops."""
     print("\n| streams | items/s | p50 ms | p99 ms |\n|---|---|---|---|")
@@ -140,6 +158,7 @@ def main() -> None:
                 print("|---|---|---|---|---|---|---|")
                 codec = registry.load(registry.preset(KLT))
                 codec.warm_up()
+                bare_items(items, rounds)
                 per_item(client, server, HollowCodec("hollow"), items, rounds)
                 per_item(client, server, codec, items, rounds)
                 for spec in codecs:
