@@ -180,6 +180,7 @@ class ActiveItems:
         except (Exception, asyncio.CancelledError) as error:
             self.fail(item, error if isinstance(error, Exception) else ItemCancelledError("the server stops"))
         finally:
+            del result  # which has the error, whose traceback has this frame
             self._ended(item)
 
     def _told(self, item: Item, finished: Finished) -> None:

@@ -61,6 +61,8 @@ def _do(future: asyncio.Future[Any], function: Callable[..., Any], arguments: tu
         tell, found = future.set_exception, error
     with contextlib.suppress(RuntimeError):  # the loop has ended
         future.get_loop().call_soon_threadsafe(_tell, future, tell, found)
+    # An error among what was found has frames that lead here: neither would go before a garbage collection.
+    del future, tell, found
 
 
 def _tell(future: asyncio.Future[Any], tell: Callable[[Any], None], found: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import psutil
 import pytest
 from google.rpc import code_pb2
-from raw_wire import compress_messages, features
+from raw_wire import compress_messages, features, talk
 
 from mpcompress_proto.v1 import compression_pb2_grpc as pb_grpc
+from mpcompress_server.items import Item
 
 MIB = 1 << 20
 LIMITS = {"max_item_bytes": 16 * MIB, "max_inflight_bytes": 64 * MIB, "reservation_timeout_s": 60.0}
@@ -86,3 +88,18 @@ def test_items_that_fail_leave_nothing_behind(server):
 
     growth = _peak_growth(server, _items(256 * MIB, features(128 * 1024, np.nan)), check)
     assert growth < LIMITS["max_inflight_bytes"] + ALLOWANCE
+
+
+async def test_small_items_that_fail_in_their_codec_wait_for_no_garbage_collection(start_server, connect):
+    channel = connect(await start_server())
+    await talk(channel, compress_messages(1, features(4)))
+    gc.collect()
+    gc.disable()
+    try:
+        requests = [m for item in range(1, 41) for m in compress_messages(item, features(4, first=float("nan")))]
+        answers = await talk(channel, requests)
+        assert all(got.error is not None for got in answers.values())
+        left = sum(isinstance(thing, Item) for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 1
