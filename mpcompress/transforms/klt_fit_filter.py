@@ -17,7 +17,7 @@ from mpcompress.errors import InvalidInputError
 from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_filter import SPAN, FilterModel
-from mpcompress.transforms.klt_filter_network import HIDDEN, Example, Network, array_module
+from mpcompress.transforms.klt_filter_network import Example, Network, array_module
 from mpcompress.transforms.klt_fit_data import FitData
 from mpcompress.transforms.klt_model import KltModel
 from mpcompress.transforms.klt_sample import Sample
@@ -41,13 +41,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def fit_filter(
-    model: KltModel,
-    data: FitData,
-    steps: int,
-    progress: Progress | None = None,
-    *,
-    hidden: int = HIDDEN,
-    device: str = "cpu",
+    model: KltModel, data: FitData, steps: int, progress: Progress | None = None, *, device: str = "cpu"
 ) -> FilterModel:
     """A filter for a codec that has none.
 
@@ -56,7 +50,6 @@ def fit_filter(
         data: what it was calibrated on.
         steps: of gradient descent; one needs some 80 ms of CPU time for features of 256 x 384.
         progress: called with (done, total, stage).
-        hidden: units of the filter.
         device: "cpu", or "cuda" with CuPy: some 10 ms for a step, the coding of tensors on a busy CPU included.
 
     Raises:
@@ -65,7 +58,7 @@ def fit_filter(
     """
     xp = array_module(device)
     pool = _Pool(model, data, xp, _POOL_BYTES[device])
-    network = Network(xp, model.channels, 1 + min(model.prefix_tokens, 1), hidden)
+    network = Network(xp, model.channels, 1 + min(model.prefix_tokens, 1))
     for step in range(steps):
         if progress is not None and step % _OFTEN == 0:
             progress(step, steps, "filter")
