@@ -2,9 +2,9 @@
 
     python benchmarks/klt_rate.py --codec klt-imgfocus-vits14-final --features features/final/test
 
-Prints, per codec and qp, medians over n tensors of bpfp (payload + 48 bytes), NMSE, NMSE without the codec's filter,
-cosine of the prefix tokens, by how much the payload exceeds the ideal length of its symbols, and CPU milliseconds to
-encode and decode. One thread.
+Prints, per codec and qp, medians over n tensors of bpfp (payload + the most that a unit has beside it), NMSE, NMSE
+without the codec's filter, cosine of the prefix tokens, by how much the payload exceeds the ideal length of its
+symbols, and CPU milliseconds to encode and decode. One thread.
 """
 
 # ruff: noqa: E402 - threads are counted when numpy is imported
@@ -28,7 +28,7 @@ from mpcompress.registry import CodecSpec, load, preset, preset_ids
 from mpcompress.transforms.klt_encoder import Encoder
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_model_file import read_model
-from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
+from mpcompress.transforms.klt_report import unit_overhead_bytes
 from mpcompress.transforms.klt_sample import Sample
 from mpcompress.transforms.klt_statistics import Steps, statistics_at
 
@@ -76,7 +76,7 @@ def _measure(codec, h, qp, offset) -> tuple[float, ...]:
     end = time.process_time()
     h_hat, prefix = out["h_hat"], codec.prefix_tokens
     return (
-        bpfp(sum(map(len, coded.strings)) + UNIT_OVERHEAD_BYTES, h.size),
+        bpfp(sum(map(len, coded.strings)) + unit_overhead_bytes(codec.id), h.size),
         nmse(h, h_hat),
         cosine(h[:prefix], h_hat[:prefix]) if prefix else 1.0,
         1000 * (middle - begin),

@@ -28,7 +28,7 @@ from mpcompress.transforms.klt_fit_filter import FILTER_STEPS, fit_filter
 from mpcompress.transforms.klt_fit_sensitivity import Answer, prefix_offset_for
 from mpcompress.transforms.klt_model import MAX_CHANNELS, MAX_PREFIX_TOKENS
 from mpcompress.transforms.klt_model_file import write_model
-from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES, CalibrationReport, CalibrationResult, RatePoint
+from mpcompress.transforms.klt_report import CalibrationReport, CalibrationResult, RatePoint, unit_overhead_bytes
 
 __all__ = ["FILTER_STEPS", "CalibrationReport", "CalibrationResult", "RatePoint", "calibrate"]
 
@@ -228,7 +228,7 @@ def _measure(codec: KltCodec, tensors: Sequence[FeatureTensor], prefix: int, pro
             params = codec.resolve([spec], CodingParams(qp_eighths=qp, prefix_tokens=prefix))
             (coded,) = codec.compress([{"h": x}], params)
             (out,) = codec.decompress([Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))])
-            rates[row, column] = 8 * (len(coded.strings[0]) + UNIT_OVERHEAD_BYTES) / x.size
+            rates[row, column] = 8 * (len(coded.strings[0]) + unit_overhead_bytes(codec.id)) / x.size
             errors[row, column] = np.square(out["h_hat"] - x, dtype=np.float64).mean() / max(float(x.var()), 1e-30)
             if qp == QP.default and coded.report.domain_distance is not None:  # too few rows tell nothing
                 distances.append(coded.report.domain_distance)

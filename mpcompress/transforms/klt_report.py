@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-UNIT_OVERHEAD_BYTES = 48
-"""What a unit costs beside its entropy-coded bytes, at most; counted in every rate reported here."""
+from mpcompress.registry import preset_ids
+
+_WITHOUT_ID_BYTES = 30
+
+
+@lru_cache(maxsize=256)
+def unit_overhead_bytes(codec_id: str) -> int:
+    """What a unit costs beside its entropy-coded bytes, at most; counted in every rate reported here.
+
+    That is the header of a .mpc file with a qp and the width of another grid, see docs/format.md. It depends on the
+    codec's id: shipped codecs have numbers, which take two bytes; other ids are spelt, three characters in two bytes.
+    """
+    return _WITHOUT_ID_BYTES + (2 if codec_id in preset_ids() else 2 * (len(codec_id) // 3 + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatePoint:
     """Over the held-out tensors at one qp: means, worst and standard deviations.
 
-    bpfp counts the payload and 48 bytes; NMSE is of `mpcompress.metrics`.
+    bpfp counts the payload and `unit_overhead_bytes`; NMSE is of `mpcompress.metrics`.
     """
 
     qp_eighths: int
@@ -78,7 +90,8 @@ class CalibrationResult:
         ]
         lines += [
             "",
-            f"bpfp: bits per feature point, payload + {UNIT_OVERHEAD_BYTES} bytes. NMSE: squared error over variance.",
+            f"bpfp: bits per feature point, payload + {unit_overhead_bytes(report.codec_id)} bytes. "
+            "NMSE: squared error over variance.",
             "",
             "Not for features of another model or another tap: those cost several times the bits. A tensor unlike the",
             "calibration set is coded with a warning.",

@@ -22,7 +22,7 @@ from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder
 from mpcompress.transforms.klt_far import find_far
 from mpcompress.transforms.klt_filter import FULL_STRENGTH
 from mpcompress.transforms.klt_model import MAX_GAIN, KltModel
-from mpcompress.transforms.klt_report import UNIT_OVERHEAD_BYTES
+from mpcompress.transforms.klt_report import unit_overhead_bytes
 from mpcompress.transforms.klt_sample import Coding, Sample, Symbols
 from mpcompress.transforms.klt_state import STRENGTHS, KltState, effort_of
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
@@ -197,7 +197,7 @@ def _reach(item: Item, first: KltState) -> Coding[Trial]:
         if by_rate:
             stream = trial.encode(model)
             trial = replace(trial, stream=stream)
-            value = math.log(8 * (len(stream) + UNIT_OVERHEAD_BYTES) / item.x.size)
+            value = math.log(8 * (len(stream) + unit_overhead_bytes(model.id)) / item.x.size)
         else:
             value = math.log(max(trial.nmse or 0.0, 1e-30))
         tried[qp] = value

@@ -111,7 +111,7 @@ class CodedUnit:
 
     @cached_property
     def nbytes(self) -> int:
-        """Size of the complete .mpc file, bytes."""
+        """Size of the complete .mpc file that `to_bytes` gives, bytes."""
         return mpc_file.size(self.header)
 
     @property
@@ -171,7 +171,7 @@ class UnitMaker:
     ) -> None:
         self._kind = kind
         self._common = pb.CodedUnitHeader(
-            format_version=mpc_file.FORMAT_VERSION,
+            format_version=mpc_file.UNIT_FORMAT_VERSION,
             codec_id=codec_id,
             bitstream_version=bitstream_version,
             fingerprint=fingerprint,
@@ -209,9 +209,9 @@ class UnitMaker:
 
 def check_header(header: pb.CodedUnitHeader) -> None:
     """Checks a header from anywhere, before its payload is there. Raises WireError naming the field."""
-    if header.format_version != mpc_file.FORMAT_VERSION:
+    if header.format_version != mpc_file.UNIT_FORMAT_VERSION:
         raise WireError(
-            f"unit format {header.format_version}; known: {mpc_file.FORMAT_VERSION}", field="unit.format_version"
+            f"unit format {header.format_version}; known: {mpc_file.UNIT_FORMAT_VERSION}", field="unit.format_version"
         )
     if not mpc_file.CODEC_ID.fullmatch(header.codec_id):
         raise WireError("a codec id is 1 to 64 characters of [a-z0-9._-]", field="unit.codec_id")

@@ -2,11 +2,12 @@
 
     offset  bytes
     0       2      "MP"
-    2       1      0xC0 | format version (1)
+    2       1      0xC0 | layout, 1 or 2
     3       4      CRC-32 (zlib's) of all other bytes of the file, little-endian
     7       8      fingerprint
     15      1      bits 0-1 arithmetic, bits 2-7 bitstream version (1 to 63)
-    16      2n     codec id in base 40: three characters per little-endian uint16, ended by a 0 character
+    16      2n     codec id in base 40: three characters per little-endian uint16, ended by a 0 character;
+                   or in layout 2 one little-endian uint16, 64000 + the id's place in `known_ids`
     ..      ..     one descriptor per tensor: a byte (bits 0-3 data type, bits 4-6 rank, bit 7 another one follows),
                    then the sides as varints
     ..      1+     varint: size of the state that follows
@@ -14,7 +15,9 @@
                    there is one tensor named "h", the tensors' names
     ..      ..     payload, to the end
 
-Base 40 stores an id in two thirds of its bytes: a whole klt unit costs at most 48 bytes beyond its payload.
+Words in base 40 are below 64000. Only known ids are written in layout 2: older readers know layout 1. A whole unit of a
+shipped klt codec costs at most 32 bytes beyond its payload. The layout is the file's own matter: the unit's format,
+`CodedUnitHeader.format_version`, is 1 in both.
 """
 
 from __future__ import annotations
@@ -27,21 +30,24 @@ from functools import lru_cache
 from google.protobuf.message import DecodeError
 
 from mpcompress_proto.errors import CorruptUnitError, WireError
+from mpcompress_proto.known_ids import KNOWN_IDS, NUMBERS
 from mpcompress_proto.tensors import FEATURES, MAX_RANK, MAX_SIDE, MAX_TENSORS
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.varint import varint
 
-FORMAT_VERSION = 1
+UNIT_FORMAT_VERSION = 1
 FINGERPRINT_BYTES = 8
 CODEC_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 _MAGIC = b"MP"
-_VERSION_BASE = 0xC0
+_LAYOUT_BASE = 0xC0
+_SPELT, _NUMBERED = 1, 2
 _CRC = slice(3, 7)
 _FIXED = struct.Struct("<2sBI8sB")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789._-"
 _DIGIT = {character: index + 1 for index, character in enumerate(_ALPHABET)}
 _MAX_ID_WORDS = 22
+_FIRST_NUMBER = 40**3
 _MAX_STATE_BYTES = 1 << 20
 
 
@@ -64,7 +70,7 @@ class Sizes:
     """
 
     def __init__(self, common: pb.CodedUnitHeader) -> None:
-        self._around = _FIXED.size + len(_pack_id(common.codec_id)) + len(_pack_tensors(common))
+        self._around = _FIXED.size + len(_pack_codec(common.codec_id)[1]) + len(_pack_tensors(common))
         self._names_bytes = len(_state(pb.CodedUnitHeader(tensors=common.tensors)))
 
     def of(self, own: pb.CodedUnitHeader, payload_bytes: int) -> int:
@@ -82,9 +88,10 @@ def _fields(header: pb.CodedUnitHeader) -> tuple[bytes, ...]:
     flags = header.arithmetic | header.bitstream_version << 2
     state = _state(header)
     _checked_size(len(state))
+    layout, codec = _pack_codec(header.codec_id)
     return (
-        _FIXED.pack(_MAGIC, _VERSION_BASE | FORMAT_VERSION, 0, header.fingerprint, flags),
-        _pack_id(header.codec_id),
+        _FIXED.pack(_MAGIC, _LAYOUT_BASE | layout, 0, header.fingerprint, flags),
+        codec,
         _pack_tensors(header),
         varint(len(state)),
         state,
@@ -101,16 +108,19 @@ def read(data: bytes) -> tuple[pb.CodedUnitHeader, bytes]:
     """Parses a .mpc file from anywhere into its header, all fields set, and its payload.
 
     Raises:
-        CorruptUnitError: not a .mpc file, of a newer format, damaged, truncated or extended.
+        CorruptUnitError: not a .mpc file, of a newer layout, of a codec with a newer number, damaged, truncated or
+            extended.
     """
-    if len(data) < _FIXED.size or data[:2] != _MAGIC or data[2] & 0xF0 != _VERSION_BASE:
+    if len(data) < _FIXED.size or data[:2] != _MAGIC or data[2] & 0xF0 != _LAYOUT_BASE:
         raise CorruptUnitError("not a .mpc file", field="unit")
-    if data[2] & 0x0F != FORMAT_VERSION:
-        raise CorruptUnitError(f".mpc format {data[2] & 0x0F}; this reader knows {FORMAT_VERSION}", field="unit")
+    layout = data[2] & 0x0F
+    if layout not in (_SPELT, _NUMBERED):
+        said = f".mpc layout {layout}; this reader knows {_SPELT} and {_NUMBERED}, a newer version may know it"
+        raise CorruptUnitError(said, field="unit")
     if _checksum(data) != int.from_bytes(data[_CRC], "little"):
         raise CorruptUnitError("the .mpc file is damaged or incomplete: its checksum does not match", field="unit")
     cursor = _Cursor(data, _FIXED.size)
-    codec_id = _unpack_id(cursor)
+    codec_id = _unpack_codec(cursor, layout)
     tensors = _unpack_tensors(cursor)
     header = pb.CodedUnitHeader()
     try:
@@ -119,7 +129,7 @@ def read(data: bytes) -> tuple[pb.CodedUnitHeader, bytes]:
         raise CorruptUnitError("the .mpc file's state is no CodedUnitHeader", field="unit.pstate") from error
     payload = cursor.rest()
     _merge_names(header, tensors)
-    header.format_version = FORMAT_VERSION
+    header.format_version = UNIT_FORMAT_VERSION
     header.codec_id = codec_id
     header.fingerprint = data[7:15]
     header.arithmetic = pb.Arithmetic.ValueType(data[15] & 3)
@@ -165,20 +175,25 @@ def _merge_names(header: pb.CodedUnitHeader, tensors: list[pb.TensorSpec]) -> No
 
 
 @lru_cache(maxsize=256)
-def _pack_id(codec_id: str) -> bytes:
+def _pack_codec(codec_id: str) -> tuple[int, bytes]:
+    """The layout of a codec's files, and its id in them."""
+    if codec_id in NUMBERS:
+        return _NUMBERED, struct.pack("<H", _FIRST_NUMBER + NUMBERS[codec_id])
     if not CODEC_ID.fullmatch(codec_id):
         raise WireError(f"codec id {codec_id!r} is not 1 to 64 characters of [a-z0-9._-]", field="unit.codec_id")
     digits = [_DIGIT[character] for character in codec_id] + [0]
     digits += [0] * (-len(digits) % 3)
     words = [digits[i] * 1600 + digits[i + 1] * 40 + digits[i + 2] for i in range(0, len(digits), 3)]
-    return struct.pack(f"<{len(words)}H", *words)
+    return _SPELT, struct.pack(f"<{len(words)}H", *words)
 
 
-def _unpack_id(cursor: _Cursor) -> str:
+def _unpack_codec(cursor: _Cursor, layout: int) -> str:
     digits: list[int] = []
     for _ in range(_MAX_ID_WORDS):
         word = int.from_bytes(cursor.take(2), "little")
-        if word >= 64000:
+        if word >= _FIRST_NUMBER:
+            if layout == _NUMBERED and not digits:
+                return _known_id(word - _FIRST_NUMBER)
             break
         digits += [word // 1600, word // 40 % 40, word % 40]
         if digits[-1] == 0:
@@ -188,6 +203,13 @@ def _unpack_id(cursor: _Cursor) -> str:
                 break
             return codec_id
     raise CorruptUnitError("the .mpc file names no codec", field="unit.codec_id")
+
+
+def _known_id(number: int) -> str:
+    if number < len(KNOWN_IDS):
+        return KNOWN_IDS[number]
+    said = f"the .mpc file's codec is number {number}, of which this version knows nothing; a newer one may"
+    raise CorruptUnitError(said, field="unit.codec_id")
 
 
 def _pack_tensors(header: pb.CodedUnitHeader) -> bytes:

@@ -224,6 +224,22 @@ def test_pipes(server, client, final, tmp_path, suffix):
     assert json.loads(facts.stdout)["file_bytes"] == len(coded.stdout)
 
 
+def test_inspect_tells_the_size_of_the_file_whatever_its_layout(mpcompress):
+    # In layout 1; today's file of this unit is shorter.
+    data = bytes.fromhex(
+        "4d50c1079000ec0123456789abcdef05b44635f5bf2c1b1639f71480dac75b4de849"
+        "2281028003074205088003100c000102030405060708090a0b0c0d0e0f"
+    )
+    assert len(CodedUnit.from_bytes(data).to_bytes()) < len(data)
+    Path("x.mpc").write_bytes(data)
+    code, out, _ = mpcompress("inspect", "x.mpc", "--json")
+    assert code == 0
+    of_pipe = json.loads(piped("inspect", "-", "--json", data=data, target="127.0.0.1:1").stdout)
+    assert json.loads(out)["file_bytes"] == of_pipe["file_bytes"] == len(data)
+    assert json.loads(out)["bpfp"] == of_pipe["bpfp"] == 8 * len(data) / (257 * 384)
+    assert of_pipe["format_version"] == 1
+
+
 @pytest.mark.parametrize("data", [b"", b"no features at all"])
 def test_pipes_with_nothing_of_use(server, data):
     for command in (("compress", "-", "-o", "-", *CODEC), ("decompress", "-", "-o", "-"), ("inspect", "-")):

@@ -29,7 +29,7 @@ def seeds() -> dict[str, list[bytes]]:
     count = 300
     symbols = np.random.default_rng(0).integers(-1, 2, count).astype(np.int32)
     return {
-        "mpc_file": [unit.to_bytes() for unit in units],
+        "mpc_file": [unit.to_bytes() for unit in units + found],
         "klt_unit": [_with_header(unit) for unit in units],
         "pstate": [_with_header(unit) for unit in found],
         "klt_payload": [bytes([192]) + units[0].payload],

@@ -66,7 +66,7 @@ def test_the_report_tells_what_coding_gives(tmp_path):
     (point,) = [point for point in result.report.points if point.qp_eighths == 192]
     coded = [round_trip(tmp_path / "c.safetensors", "mine", x) for x in held_out]
     measured = [nmse(x, out) for x, (_, out) in zip(held_out, coded, strict=True)]
-    rates = [8 * (size + 48) / held_out[0].size for size, _ in coded]
+    rates = [8 * (size + 34) / held_out[0].size for size, _ in coded]
     assert np.isclose(point.nmse, np.mean(measured), rtol=1e-3)
     assert np.isclose(point.worst_nmse, max(measured), rtol=1e-3)
     assert np.isclose(point.bpfp, np.mean(rates))

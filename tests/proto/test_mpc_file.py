@@ -1,7 +1,8 @@
-"""The .mpc file: exact bytes, its overhead, and that nothing damaged is ever taken for a unit."""
+"""The .mpc file: exact bytes of both layouts, its overhead, and that nothing damaged is ever taken for a unit."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import zlib
@@ -15,14 +16,16 @@ from hypothesis import strategies as st
 from mpcompress_proto import mpc_file
 from mpcompress_proto.coded_unit import CodedUnit
 from mpcompress_proto.errors import CorruptUnitError, WireError
+from mpcompress_proto.known_ids import KNOWN_IDS
 from mpcompress_proto.tensors import spec_of
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 PAYLOAD = bytes(range(16))
+DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 
-# Version 1 of the format. These bytes may never change: files out there have to be read for ever.
+# A unit in both layouts. These bytes may never change: files out there have to be read for ever.
 GOLDEN = bytes.fromhex(
-    "4d50c1"  # magic, format version 1
+    "4d50c1"  # magic, layout 1
     "079000ec"  # CRC-32 of everything else
     "0123456789abcdef"  # fingerprint
     "05"  # exact arithmetic, bitstream version 1
@@ -33,6 +36,34 @@ GOLDEN = bytes.fromhex(
     "088003"  # qp_eighths 192
     "100c"  # token_width 12
     "000102030405060708090a0b0c0d0e0f"  # payload
+)
+NUMBERED = bytes.fromhex(
+    "4d50c2"  # magic, layout 2
+    "2c03ddc8"
+    "0123456789abcdef"
+    "05"
+    "01fa"  # klt-imgfocus-vits14-block6 is number 1: 64000 + 1
+    "2281028003"
+    "07"
+    "4205"
+    "088003"
+    "100c"
+    "000102030405060708090a0b0c0d0e0f"
+)
+# Layout 1 is also what units of codecs without a number are written in.
+SPELT = bytes.fromhex(
+    "4d50c1"
+    "30026f8d"
+    "0123456789abcdef"
+    "05"
+    "b446cdf5"  # klt-me: 11, 12, 20; 39, 13, 5; and the 0
+    "0000"
+    "2281028003"
+    "07"
+    "4205"
+    "088003"
+    "100c"
+    "000102030405060708090a0b0c0d0e0f"
 )
 
 
@@ -68,7 +99,12 @@ def two_tensor_unit() -> CodedUnit:
     )
 
 
-UNITS = {"klt": klt_unit(), "two tensors": two_tensor_unit(), "empty payload": klt_unit(payload=b"")}
+UNITS = {
+    "klt": klt_unit(),
+    "klt without a number": klt_unit(codec_id="klt-of-mine"),
+    "two tensors": two_tensor_unit(),
+    "empty payload": klt_unit(payload=b""),
+}
 
 
 def with_checksum(data: bytes) -> bytes:
@@ -77,9 +113,74 @@ def with_checksum(data: bytes) -> bytes:
     return data[:3] + crc.to_bytes(4, "little") + data[7:]
 
 
+def with_id(layout: int, *words: int) -> bytes:
+    """The golden unit's file in a layout with a codec id of these words, under a checksum that fits."""
+    packed = b"".join(word.to_bytes(2, "little") for word in words)
+    return with_checksum(GOLDEN[:2] + bytes([0xC0 | layout]) + GOLDEN[3:16] + packed + GOLDEN[34:])
+
+
 def test_golden_bytes():
-    assert klt_unit((257, 384), token_width=12).to_bytes().hex() == GOLDEN.hex()
-    assert CodedUnit.from_bytes(GOLDEN) == klt_unit((257, 384), token_width=12)
+    unit = klt_unit((257, 384), token_width=12)
+    assert unit.to_bytes().hex() == NUMBERED.hex()
+    assert CodedUnit.from_bytes(NUMBERED) == unit
+    mine = klt_unit((257, 384), "klt-me", token_width=12)
+    assert mine.to_bytes().hex() == SPELT.hex()
+    assert CodedUnit.from_bytes(SPELT) == mine
+
+
+def test_files_from_before_codecs_had_numbers_are_read():
+    unit = CodedUnit.from_bytes(GOLDEN)
+    assert unit == klt_unit((257, 384), token_width=12)
+    assert unit.to_bytes() == NUMBERED
+    assert unit.nbytes == len(NUMBERED) == len(GOLDEN) - 16
+
+
+def test_the_layout_is_no_part_of_the_unit():
+    for data in (GOLDEN, NUMBERED, SPELT, with_checksum(SPELT[:2] + b"\xc2" + SPELT[3:])):
+        assert mpc_file.read(data)[0].format_version == 1
+
+
+def test_layout_2_takes_spelt_ids_too():
+    for data in (GOLDEN, SPELT):
+        assert CodedUnit.from_bytes(with_checksum(data[:2] + b"\xc2" + data[3:])) == CodedUnit.from_bytes(data)
+
+
+@pytest.mark.parametrize("number", range(len(KNOWN_IDS)))
+def test_every_number_is_its_codec(number):
+    unit = CodedUnit.from_bytes(with_id(2, 64000 + number))
+    assert unit.codec_id == KNOWN_IDS[number]
+    assert unit.to_bytes() == with_id(2, 64000 + number)
+
+
+@pytest.mark.parametrize("number", [len(KNOWN_IDS), 1000, 1535])
+def test_a_number_from_the_future_says_so(number):
+    with pytest.raises(CorruptUnitError, match=rf"number {number}\b.* newer") as caught:
+        CodedUnit.from_bytes(with_id(2, 64000 + number))
+    assert caught.value.field == "unit.codec_id"
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (1, (64000,)),
+        (1, (65535,)),
+        (1, (0x46B4, 64000)),
+        (2, (0x46B4, 64000)),
+        (2, (0x46B4, 65535)),
+        (2, (0,)),
+    ],
+)
+def test_words_that_name_no_codec(layout, words):
+    with pytest.raises(CorruptUnitError) as caught:
+        CodedUnit.from_bytes(with_id(layout, *words))
+    assert caught.value.field == "unit.codec_id"
+
+
+@pytest.mark.parametrize("layout", [1, 2])
+@pytest.mark.parametrize("rest", [b"", b"\x01", b"\x01\xfa"])
+def test_files_that_end_at_the_codec(layout, rest):
+    with pytest.raises(CorruptUnitError):
+        CodedUnit.from_bytes(with_checksum(GOLDEN[:2] + bytes([0xC0 | layout]) + GOLDEN[3:16] + rest))
 
 
 @pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
@@ -97,9 +198,9 @@ def test_round_trip(unit, tmp_path):
 @pytest.mark.parametrize("state", [{}, {"token_width": 12}], ids=["own grid", "another grid"])
 @pytest.mark.parametrize("shape", [(257, 384), (1, 257, 384)])
 @pytest.mark.parametrize("codec_id", ["klt-imgfocus-vits14-block6", "klt-imgfocus-vits14-final"])
-def test_a_klt_unit_costs_at_most_48_bytes_beyond_its_payload(shape, state, codec_id):
+def test_a_klt_unit_costs_at_most_32_bytes_beyond_its_payload(shape, state, codec_id):
     unit = klt_unit(shape, codec_id, **state)
-    assert unit.nbytes - len(unit.payload) <= 48
+    assert unit.nbytes - len(unit.payload) <= 32
     assert unit.bpfp == 8 * unit.nbytes / (257 * 384)
 
 
@@ -132,7 +233,8 @@ def test_every_truncation_and_extension_is_noticed(unit):
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_no_unit(data):
-    for candidate in (data, b"MP\xc1" + data, with_checksum(b"MP\xc1" + bytes(4) + data)):
+    forged = [with_checksum(b"MP" + bytes([0xC0 | layout]) + bytes(4) + data) for layout in (1, 2)]
+    for candidate in (data, b"MP\xc1" + data, b"MP\xc2" + data, *forged):
         try:
             unit = CodedUnit.from_bytes(candidate)
         except CorruptUnitError:
@@ -168,29 +270,32 @@ def test_short_files(size):
         CodedUnit.from_bytes(GOLDEN[:size])
 
 
-def test_other_files_and_newer_formats_say_so():
+def test_other_files_and_newer_layouts_say_so():
     with pytest.raises(CorruptUnitError, match=r"not a \.mpc file"):
         CodedUnit.from_bytes(b"\x93NUMPY" + bytes(100))
-    with pytest.raises(CorruptUnitError, match="format 2; this reader knows 1"):
-        CodedUnit.from_bytes(with_checksum(GOLDEN[:2] + b"\xc2" + GOLDEN[3:]))
+    for layout in (0, 3, 15):
+        with pytest.raises(CorruptUnitError, match=f"layout {layout}; this reader knows 1 and 2"):
+            CodedUnit.from_bytes(with_checksum(GOLDEN[:2] + bytes([0xC0 | layout]) + GOLDEN[3:]))
+
+
+FORGED_SIZES = (
+    b"\x22\xff\xff\xff\xff\x07\xff\xff\xff\xff\x07\x00",  # a shape of 2^62 elements
+    b"\x22\x01\x01\xff\xff\xff\xff\x0f",  # a state of 4 GiB
+    b"\x22" + b"\x80" * 20,  # a number without an end
+    b"\x22\x80\x80\x80\x80\x80\x00",
+    b"\x82" * 9,  # nine tensors
+    b"\x02",  # no axes
+    b"\x72",  # seven axes
+)
 
 
 def test_a_forged_size_allocates_nothing():
-    head = GOLDEN[:16] + mpc_file._pack_id("klt")
-    for tail in (
-        b"\x22\xff\xff\xff\xff\x07\xff\xff\xff\xff\x07\x00",  # a shape of 2^62 elements
-        b"\x22\x01\x01\xff\xff\xff\xff\x0f",  # a state of 4 GiB
-        b"\x22" + b"\x80" * 20,  # a number without an end
-        b"\x22\x80\x80\x80\x80\x80\x00",
-        b"\x82" * 9,  # nine tensors
-        b"\x02",  # no axes
-        b"\x72",  # seven axes
-    ):
+    for head, tail in itertools.product((GOLDEN[:34], NUMBERED[:18]), FORGED_SIZES):
         with pytest.raises(CorruptUnitError):
             CodedUnit.from_bytes(with_checksum(head + tail))
 
 
-@pytest.mark.parametrize("codec_id", ["a", "a.b_c-9", "0" * 64, "x" * 62, "x" * 63, "klt-imgfocus-vits14-final"])
+@pytest.mark.parametrize("codec_id", ["a", "a.b_c-9", "0" * 64, "x" * 62, "x" * 63, *KNOWN_IDS])
 def test_ids_of_every_length(codec_id):
     assert CodedUnit.from_bytes(klt_unit(codec_id=codec_id).to_bytes()).codec_id == codec_id
 
@@ -218,9 +323,12 @@ def test_what_the_layout_cannot_hold_is_not_written():
         mpc_file.write(large, PAYLOAD)
 
 
-def test_the_example_in_the_documentation_is_the_golden_file():
-    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
-    example = text.partition("## An example")[2].partition("\n## ")[0]
-    lines = re.findall(r"^    ((?:[0-9a-f]{2} ?)+?)(?: {2,}|$)", example, re.MULTILINE)
-    assert bytes.fromhex("".join(lines)) == GOLDEN
-    assert f"The example has {len(GOLDEN) - len(PAYLOAD)} bytes beside its payload" in " ".join(text.split())
+def test_the_examples_in_the_documentation_are_the_golden_files():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    examples = text.partition("## An example")[2].partition("\n## ")[0].partition("in layout 1:")
+    for example, golden in ((examples[0], NUMBERED), (examples[2], GOLDEN)):
+        lines = re.findall(r"^    ((?:[0-9a-f]{2} ?)+?)(?: {2,}|$)", example, re.MULTILINE)
+        assert bytes.fromhex("".join(lines)) == golden
+    first, second = (len(golden) - len(PAYLOAD) for golden in (NUMBERED, GOLDEN))
+    said = f"The example has {first} bytes beside its payload in layout 2, and {second} in layout 1"
+    assert said in " ".join(text.split())

@@ -9,8 +9,8 @@ import click
 
 from mpcompress_client.cli.options import json_option
 from mpcompress_client.cli.results import to_json
-from mpcompress_client.cli.sources import PIPE, feature_files
-from mpcompress_client.cli.units import load_unit, raw_bytes
+from mpcompress_client.cli.sources import feature_files
+from mpcompress_client.cli.units import load_sized_unit, raw_bytes
 from mpcompress_client.errors import MPCompressError
 from mpcompress_proto.coded_unit import CodedUnit
 from mpcompress_proto.pstate import get_pstate
@@ -61,8 +61,7 @@ def inspect(units: tuple[str, ...], as_json: bool) -> int:
 
 
 def _facts(file: Path) -> dict[str, Any]:
-    unit = load_unit(file)
-    file_bytes = len(unit.to_bytes()) if str(file) == PIPE else file.stat().st_size
+    unit, file_bytes = load_sized_unit(file)
     header = unit.header
     kind, pstate = get_pstate(header)
     raw = raw_bytes(unit)

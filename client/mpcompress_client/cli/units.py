@@ -14,9 +14,15 @@ from mpcompress_proto.tensors import check_specs
 
 def load_unit(path: Path) -> CodedUnit:
     """The unit in a .mpc file, or in the pipe; an error names the file."""
+    return load_sized_unit(path)[0]
+
+
+def load_sized_unit(path: Path) -> tuple[CodedUnit, int]:
+    """As `load_unit`, and the file's size: one in another layout than that of today's files has not the unit's."""
     piped = str(path) == PIPE
     try:
-        return CodedUnit.from_bytes(sys.stdin.buffer.read()) if piped else CodedUnit.load(path)
+        data = sys.stdin.buffer.read() if piped else path.read_bytes()
+        return CodedUnit.from_bytes(data), len(data)
     except CorruptUnitError as error:
         name = "standard input" if piped else path
         raise CorruptUnitError(f"{name}: {error.message}", field=error.field) from error

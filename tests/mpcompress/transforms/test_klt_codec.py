@@ -29,7 +29,7 @@ def test_real_features_keep_their_quality_and_their_size(shipped, tools):
             assert coded.pstate["qp_eighths"] == qp
             assert coded.pstate.keys() <= {"qp_eighths", "filter_strength_eighths"}
             assert not coded.report.warnings
-    bpfp = [8 * (len(tools.code(codec, h)[0].strings[0]) + 48) / h.size for h in features]
+    bpfp = [8 * (len(tools.code(codec, h)[0].strings[0]) + 32) / h.size for h in features]
     assert max(bpfp) < 0.9
     assert cosine(features[0][0], tools.code(codec, features[0])[2][0]) > 0.98
 
@@ -412,7 +412,7 @@ def test_rates_are_reached(shipped, tools, target):
     for h in features[:3]:
         coded, _, _ = tools.code(codec, h, target_bpfp=target)
         assert coded.report.target_reached
-        assert 8 * (len(coded.strings[0]) + 48) / h.size == pytest.approx(target, rel=0.03)
+        assert 8 * (len(coded.strings[0]) + 32) / h.size == pytest.approx(target, rel=0.03)
         assert coded.report.qp_eighths == coded.pstate["qp_eighths"]
 
 
