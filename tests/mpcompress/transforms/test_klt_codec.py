@@ -387,23 +387,48 @@ def test_search_saves_bits_at_equal_error(shipped, tools):
     assert sizes[1] < 0.99 * sizes[0]
 
 
+def test_the_slow_search_knows_the_filter(shipped, tools):
+    codec, features = shipped
+    target = 0.05 if codec.id.endswith("final") else 0.24
+    sizes = [
+        sum(len(tools.code(codec, h, target_nmse=target, family=(("effort", effort),))[0].strings[0]) for h in features)
+        for effort in (1, 2)
+    ]
+    assert sizes[1] < 0.97 * sizes[0]
+
+
 @pytest.mark.parametrize("qp", [96, 192, 288])
 def test_every_effort_lowers_what_the_search_minimises(shipped, tools, qp):
-    """Squared steps of error, before the filter, plus `rate` times bits."""
+    """Squared steps of error plus `rate` times bits: effort 1 looks at what is decoded before the filter, 2 behind."""
     codec, features = shipped
     step = 2.0 ** ((codec.model.base_log2 + qp) / 48)
 
-    def price(effort: int) -> float:
+    def price(effort: int, *, filtered: bool) -> float:
         total = 0.0
         for h in features.astype(np.float32):
-            coded, unit, _ = tools.code(codec, h, qp_eighths=qp, family=(("effort", effort),))
-            error = float(np.square(tools.unfiltered(codec, unit) - h).sum())
+            coded, unit, out = tools.code(codec, h, qp_eighths=qp, family=(("effort", effort),))
+            decoded = out if filtered else tools.unfiltered(codec, unit)
+            error = float(np.square(decoded - h).sum())
             total += error / step**2 + codec.model.rate * 8 * len(coded.strings[0])
         return total
 
-    off, default, slow = (price(effort) for effort in (0, 1, 2))
-    assert slow < default
-    assert default < 0.99 * off
+    assert price(2, filtered=True) < price(1, filtered=True)
+    assert price(1, filtered=False) < 0.99 * price(0, filtered=False)
+
+
+@pytest.mark.parametrize("effort", [1, 2])
+@pytest.mark.parametrize(("far", "off"), [(False, 1e-4), (True, 1e-2)])
+def test_the_error_that_is_told_is_that_of_the_features(shipped, tools, effort, far, off):
+    """After the filter: the slow search moves what it aims at, and must not believe itself.
+
+    A far token's place counts as if the filter's change of the grid there were its own.
+    """
+    codec, features = shipped
+    h = features[1].astype(np.float32)
+    h[70] *= 30 if far else 1
+    coded, _, out = tools.code(codec, h, qp_eighths=280, family=(("effort", effort),))
+    assert ("far_tokens" in coded.pstate) == far
+    assert coded.report.nmse == pytest.approx(nmse(h, out), rel=off)
 
 
 @pytest.mark.parametrize("target", [0.05, 0.1, 0.3, 1.0])
