@@ -26,7 +26,7 @@ from mpcompress.transforms.klt_fit import QP, fit_model
 from mpcompress.transforms.klt_fit_data import FitData
 from mpcompress.transforms.klt_fit_filter import FILTER_STEPS, fit_filter
 from mpcompress.transforms.klt_fit_sensitivity import Answer, prefix_offset_for
-from mpcompress.transforms.klt_model import MAX_CHANNELS, MAX_PREFIX_TOKENS
+from mpcompress.transforms.klt_limits import MAX_CHANNELS, MAX_PREFIX_TOKENS
 from mpcompress.transforms.klt_model_file import write_model
 from mpcompress.transforms.klt_report import CalibrationReport, CalibrationResult, RatePoint, unit_overhead_bytes
 

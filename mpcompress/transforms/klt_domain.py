@@ -1,8 +1,11 @@
-"""How far a tensor is from those that a codec was calibrated on, from the energies of its finest details.
+"""How far a tensor is from those that a codec was calibrated on, from the energies of its coefficients.
 
-For each kind of row of the two finest levels and each octave of components, log2 of the energy over the expected one.
-What counts is how these differ from each other: another layer or another model distributes its energy otherwise over
-the components. That all are larger or smaller, as those of smooth or busy pictures are, counts less.
+Details    for each kind of row of the two finest levels and each octave of components, log2 of the energy over the
+           expected one. What counts is how these differ from each other: another layer or another model distributes
+           its energy otherwise over the components. That all are larger or smaller, as those of smooth or busy
+           pictures are, counts less. Texts of a few tokens have no details that say anything.
+Middle     the root and the prefix tokens are what is left after the means and the predictors, and vary least in their
+           last components: log2 of what is more there than expected. Another layer has other means.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.transforms.klt_model import BANDS, KltModel
+from mpcompress.transforms.klt_limits import BANDS
+from mpcompress.transforms.klt_model import KltModel
 from mpcompress.transforms.klt_sample import Group
 
 __all__ = ["Domain", "bands_of"]
@@ -36,6 +40,7 @@ class Domain:
 
     def __init__(self, model: KltModel) -> None:
         self._model = model
+        self._middle: list[float] = []
         self._bands = bands_of(model.components)
         self._spent: Double = np.zeros((model.kinds, BANDS))
         self._known = [BANDS] * model.kinds
@@ -44,8 +49,10 @@ class Domain:
         self._end = self._first + 3 * min(_LEVELS, model.depth)
 
     def __call__(self, group: Group) -> None:
-        """Adds the energies of a group, when it is of the two finest levels."""
+        """Adds the energies of a group, when it is of the two finest levels or in the middle of all."""
         kind = group.kind
+        if kind < self._first:
+            self._middle.append(self._surprise(group))
         if not self._first <= kind < self._end:
             return
         depth = group.x.shape[1]
@@ -64,6 +71,15 @@ class Domain:
         self._known[kind] = min(self._known[kind], last + 1)
         self._rows[kind] += len(group.x)
 
+    def _surprise(self, group: Group) -> float:
+        """log2 of the energy over the expected one, of the last octaves that have half of a row's components."""
+        components, depth = self._model.components, group.x.shape[1]
+        begin = max(band for band in self._bands if band <= min(components // 2, depth))
+        inside = np.square(group.x, dtype=np.float64)
+        beyond = max(group.energy - float(inside.sum()), 0.0) if depth < components else 0.0
+        seen = beyond + float(inside[:, begin:].sum())
+        return _log_ratio(seen, len(group.x) * float(self._model.usual_rest[group.kind, begin]))
+
     @property
     def energy(self) -> Double:
         """(N, BANDS) mean square of a coefficient; 0 where nothing was seen."""
@@ -73,15 +89,16 @@ class Domain:
     def summary(self) -> tuple[float | None, int]:
         """Distance from the calibration set, and by how much the tensor is larger than it, 1/48 octave.
 
-        A distance of 1 is typical; None, and 0, when there are too few rows to tell.
+        A distance of 1 is typical; None, and 0, when there are too few rows to tell, unless their middle alone does.
         """
+        distance = max(sum(self._middle) / max(len(self._middle), 1), 0.0) / self._model.domain_typical
         found = self._ratios()
         if not found:
-            return None, 0
+            return (distance if distance > self._model.domain_bound else None), 0
         found.sort()
         median = found[len(found) // 2]
-        distance = sum(abs(ratio - median) for ratio in found) / len(found) + _SCALE_SHARE * abs(median)
-        return distance / self._model.domain_typical, round(24 * median)
+        spread = sum(abs(ratio - median) for ratio in found) / len(found) + _SCALE_SHARE * abs(median)
+        return distance + spread / self._model.domain_typical, round(24 * median)
 
     def _ratios(self) -> list[float]:
         """log2 of energies over expected ones, of all bands that both know."""
@@ -99,5 +116,9 @@ class Domain:
             spent[last:], expected[last:] = [sum(spent[last:])], [sum(expected[last:])]
             for seen, usual in zip(spent, expected, strict=True):
                 if usual > 0:
-                    ratios.append(math.log2(min(max(seen / rows / usual, 1e-12), 1e12)))
+                    ratios.append(_log_ratio(seen / rows, usual))
         return ratios
+
+
+def _log_ratio(seen: float, usual: float) -> float:
+    return math.log2(min(max(seen / usual, 1e-12), 1e12))

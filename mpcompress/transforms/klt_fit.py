@@ -22,7 +22,8 @@ from mpcompress.transforms.klt_fit_data import FitData, FitTensor
 from mpcompress.transforms.klt_fit_tables import Histogram, fit_centroid, fit_evidence, fit_tables
 from mpcompress.transforms.klt_fit_transform import Transform, fit_transform
 from mpcompress.transforms.klt_fit_weights import OBSERVED, Weights, fit_weights, observe_rows
-from mpcompress.transforms.klt_model import BANDS, KltModel
+from mpcompress.transforms.klt_limits import BANDS
+from mpcompress.transforms.klt_model import SCALE_OF_DEVIATION, KltModel
 from mpcompress.transforms.klt_pyramid import kind_count
 from mpcompress.transforms.klt_sample import Group, Sample, Symbols
 from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
@@ -44,7 +45,7 @@ _MOST_OBSERVED = 8_000_000
 _MASSIVE = 100.0  # times the channels' median variance
 _LOWEST = -40 * UNITS
 _FAR_HEADROOM = 3 * UNITS  # far tokens that calibration never saw: all their channels are worth a look
-_SCALE_OF_DEVIATION = 0.8  # E|x| of what is between a normal and a Laplace variable, over its deviation
+
 
 Progress = Callable[[int, int, str], None]
 
@@ -163,7 +164,7 @@ class _Fit:
             runner.code(tensor, self._data.prefix, self._lsteps[_MIDDLE], DEAD_ZONE, observe)
         self._tell(len(numbers), len(numbers), "scales")
         # A basis fits its own few vectors too well: what it leaves of others is nearer to the blended covariance.
-        expected = _SCALE_OF_DEVIATION * transform.expected
+        expected = SCALE_OF_DEVIATION * transform.expected
         n, weight = rows[:, None], model.channels
         seen = totals / np.maximum(n, 1)
         size = np.sqrt((n * seen**2 + weight * expected**2) / (n + weight))

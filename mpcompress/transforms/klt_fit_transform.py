@@ -21,7 +21,7 @@ from mpcompress.transforms.klt_engine import split_all
 from mpcompress.transforms.klt_fit_basis import Covariances, Eigenbasis, blend, with_diagonal
 from mpcompress.transforms.klt_fit_data import FitData, FitTensor
 from mpcompress.transforms.klt_haar import predict
-from mpcompress.transforms.klt_model import MAX_DEPTH
+from mpcompress.transforms.klt_limits import MAX_DEPTH
 from mpcompress.transforms.klt_pyramid import Level, Plan, kind_count, kind_of, make_plan
 from mpcompress.transforms.scratch import Scratch
 

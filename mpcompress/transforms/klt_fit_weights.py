@@ -27,7 +27,8 @@ from mpcompress.transforms.klt_context import (
     row_features,
 )
 from mpcompress.transforms.klt_fit_tables import ZERO_BELOW
-from mpcompress.transforms.klt_model import COMPONENT_OCTAVES, LEVEL_BUCKETS, KltModel
+from mpcompress.transforms.klt_limits import COMPONENT_OCTAVES, LEVEL_BUCKETS
+from mpcompress.transforms.klt_model import KltModel
 
 __all__ = ["OBSERVED", "Weights", "fit_weights", "observe_rows"]
 

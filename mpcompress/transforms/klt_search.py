@@ -21,7 +21,8 @@ from mpcompress.transforms.klt_domain import Domain
 from mpcompress.transforms.klt_encoder import DEAD_ZONE, Encoder
 from mpcompress.transforms.klt_far import find_far
 from mpcompress.transforms.klt_filter import FULL_STRENGTH
-from mpcompress.transforms.klt_model import MAX_GAIN, KltModel
+from mpcompress.transforms.klt_limits import MAX_GAIN
+from mpcompress.transforms.klt_model import KltModel
 from mpcompress.transforms.klt_report import unit_overhead_bytes
 from mpcompress.transforms.klt_sample import Coding, Sample, Symbols
 from mpcompress.transforms.klt_state import STRENGTHS, KltState, effort_of

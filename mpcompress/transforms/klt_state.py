@@ -13,7 +13,8 @@ from mpcompress.codec import Array, CodingParams, TensorSpec, Unit
 from mpcompress.errors import CorruptBitstreamError, InvalidInputError
 from mpcompress.transforms.klt_far import most_far
 from mpcompress.transforms.klt_filter import FULL_STRENGTH
-from mpcompress.transforms.klt_model import MAX_GAIN, MAX_PREFIX_OFFSET, MAX_PREFIX_TOKENS, QP_LIMITS, KltModel
+from mpcompress.transforms.klt_limits import MAX_GAIN, MAX_PREFIX_OFFSET, MAX_PREFIX_TOKENS, QP_LIMITS
+from mpcompress.transforms.klt_model import KltModel
 
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_ELEMENTS = 1 << 27

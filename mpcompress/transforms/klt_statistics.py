@@ -24,7 +24,8 @@ from mpcompress.transforms.klt_context import (
     ZERO_SAYS,
     log2_table,
 )
-from mpcompress.transforms.klt_model import LEVEL_BUCKETS, KltModel
+from mpcompress.transforms.klt_limits import LEVEL_BUCKETS
+from mpcompress.transforms.klt_model import KltModel
 
 _CACHED = 64
 _CACHED_BYTES = 64 << 20
