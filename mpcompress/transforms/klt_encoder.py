@@ -30,6 +30,7 @@ __all__ = ["DEAD_ZONE", "Encoder"]
 DEAD_ZONE = -1.0
 """A rate that turns the search off."""
 
+_AIMED_RATE = 0.7  # of the rate: with the filter in view fewer symbols had best be 0, on held-out pictures
 _SHARED_ROWS = 8
 _ROOT, _PREFIX, _LEVEL, _FAR = range(4)
 
@@ -83,9 +84,15 @@ class Encoder:
             found = run.symbols()
         return found
 
-    def reconstruct(self, sample: Sample, steps: Steps, statistics: Statistics, rate: float) -> Reconstruction | None:
-        """A sample as a decoder has it, valid until the next one; None as of `quantise`."""
-        run = _Run(self, sample, steps, statistics, rate, None, whole=True)
+    def reconstruct(
+        self, sample: Sample, steps: Steps, statistics: Statistics, rate: float, aim: FloatArray | None = None
+    ) -> Reconstruction | None:
+        """A sample as a decoder has it, valid until the next one; None as of `quantise`.
+
+        With `aim` (h, w, C), what a filter added to it before, it is coded as a further pass codes it.
+        """
+        aimed = rate if aim is None else _AIMED_RATE * rate
+        run = _Run(self, sample, steps, statistics, aimed, None, None, aim, whole=True)
         return run.reconstruction if alone(self._engine.bases, run.code()) else None
 
     def centred(self, x: FloatArray, height: int, width: int) -> FloatArray:
@@ -109,7 +116,6 @@ class Encoder:
 
 
 _KEPT_ELEMENTS = 1 << 22
-_AIMED_RATE = 0.7  # what is quantised to zero with the filter in view saves less than it seems: held-out pictures
 _NO_PRICE = np.zeros((0, 0), np.float32)
 
 

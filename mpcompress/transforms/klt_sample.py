@@ -56,7 +56,7 @@ class Reconstruction:
     """Patches of a sample less their means, as they are and as a decoder has them before its filter.
 
     Args:
-        centred: (h, w, C).
+        centred: (h, w, C), less what the coding was aimed with.
         grid: (h, w, C), as decoded.
         head: (C,), the first prefix token as decoded, less its mean; None without one that the codec knows.
     """
