@@ -50,7 +50,7 @@ from mpcompress.registry import load, preset
 
 # Folder in the features -> the set's name.
 SETS = {"stamps": "stamps", "wallpapers": "wallpapers", "test": "clip art"}
-KLT_QPS = (8, 12, 16, 20, 24, 25, 26, 28, 30, 32, 36)  # the filter begins between 24 and 25
+KLT_QPS = (8, 12, 16, 20, 24, 25, 26, 28, 30, 32, 36, 40, 44, 48)  # the filter begins between 24 and 25
 PICTURE_QPS = (17, 22, 27, 32)
 PICTURES = {"x265": ("x265-dinov2-cls-tiles", "veryslow"), "vvenc": ("vvenc-dinov2-cls-tiles", "medium")}
 INT_BITS = (8, 4)

@@ -37,13 +37,20 @@ def test_one_point_is_no_curve() -> None:
 def test_share_counts_only_tensors_that_both_have() -> None:
     theirs = {"a": [(400.0, 0.1), (800.0, 0.01)], "b": [(4000.0, 0.1), (8000.0, 0.01)]}
     ours = {"a": [(100.0, 0.1), (200.0, 0.01)], "b": [(2000.0, 0.1), (4000.0, 0.01)], "c": [(1.0, 0.1), (2.0, 0.01)]}
-    found = share(ours, theirs, 0.03)
+    found = share(ours, theirs, 0.03, to_smallest=False)
     assert found is not None
     assert found.n == 2
     assert found.mean == pytest.approx((0.25 + 0.5) / 2)
     assert found.worst == pytest.approx(0.5)
     assert 0.25 < found.of_total < 0.5
     assert found.extrapolated == 0
+
+
+def test_a_whole_range_is_not_prolonged_below_its_smallest_file() -> None:
+    theirs = {"a": [(400.0, 0.1), (800.0, 0.01)]}
+    found = share({"a": [(100.0, 0.01), (40.0, 0.02)]}, theirs, 0.1, to_smallest=True)
+    assert found is not None
+    assert found.of_total == pytest.approx(40 / 400)
 
 
 @pytest.mark.parametrize("scales", scalar_anchors.SCALES)
