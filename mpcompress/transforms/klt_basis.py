@@ -98,14 +98,16 @@ class Bases:
             return np.asarray(x @ parts[0][3][:depth].T)
         y = np.empty((len(x), depth), np.float32)
         for channels, members, _, part in parts:
-            count = int(np.searchsorted(members, depth))
+            count = int(members.searchsorted(depth))
             y[:, members[:count]] = x[:, channels] @ part[:count].T
         return y
 
     def forward_few(self, slot: int, rows: Sequence[FloatArray], depths: Sequence[int]) -> list[FloatArray]:
         """`forward` of some that have FEW_ROWS at most each, in one product: the bits are those of one product each."""
+        if len(rows) == 1:
+            return [self.forward(slot, rows[0], depths[0])]
         order = sorted(range(len(rows)), key=lambda number: -depths[number])
-        x = np.concatenate([rows[number] for number in order]) if len(rows) > 1 else rows[0]
+        x = np.concatenate([rows[number] for number in order])
         y = self._multiply(slot, x, np.repeat([depths[number] for number in order], [len(rows[n]) for n in order]))
         found, begin = {}, 0
         for number in order:
@@ -118,7 +120,7 @@ class Bases:
         """Tokens (n, C), deepest first, to components (n, depths[0]); those beyond a token's depth mean nothing."""
         y = np.empty((len(x) + len(x) % 2, depths[0]), np.float32)
         for channels, members, at, _ in self._parts[slot]:
-            used = members[: int(np.searchsorted(members, depths[0]))]
+            used = members[: members.searchsorted(depths[0])]
             multiply_rows(x, depths, channels.start, channels.stop - channels.start, self.rows, at, used, y)
         return y[: len(x)]
 
@@ -147,6 +149,6 @@ class Predictor:
         """Components (K,) of the root to a token (C,)."""
         x = np.zeros(self._channels, np.float32)
         for channels, members, part in self._parts:
-            used = members[: int(np.searchsorted(members, root.size))]
+            used = members[: members.searchsorted(root.size)]
             x[channels] = root[used] @ part[: used.size]
         return x

@@ -44,9 +44,16 @@ class Steps:
         """The steps of a unit with this state."""
         return cls(model.base_log2 + qp_eighths, prefix_qp_offset_eighths, gain_eighths)
 
+    @cached_property
+    def _sizes(self) -> tuple[np.float32, np.float32]:
+        return (
+            np.float32(2.0 ** (self.patch / UNITS)),
+            np.float32(2.0 ** ((self.patch + self.prefix_offset) / UNITS)),
+        )
+
     def size(self, *, prefix: bool) -> np.float32:
         """2^(units / 48), of the prefix tokens' step or of the patches'."""
-        return np.float32(2.0 ** ((self.patch + (self.prefix_offset if prefix else 0)) / UNITS))
+        return self._sizes[prefix]
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,11 +44,19 @@ def shares(sizes: Sequence[int]) -> Iterator[list[int]]:
 
 def alone(bases: Bases, coding: Coding[T]) -> T:
     """The result of one item."""
-    return together(bases, [coding])[0]
+    try:
+        product = next(coding)
+        while True:
+            product = coding.send(bases.forward(product.slot, product.rows, product.depth))
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
 
 
 def together(bases: Bases, codings: Sequence[Coding[T]]) -> list[T]:
     """The results of items that are coded in step; an error of one of them ends all."""
+    if len(codings) == 1:
+        return [alone(bases, codings[0])]
     results: dict[int, T] = {}
     waiting: dict[int, Product] = {}
 
