@@ -4,7 +4,7 @@
 
 Prints, per codec and qp, medians over n tensors of bpfp (payload + the most that a unit has beside it), NMSE, NMSE
 without the codec's filter, cosine of the prefix tokens, by how much the payload exceeds the ideal length of its
-symbols, and CPU milliseconds to encode and decode. One thread.
+symbols, and CPU milliseconds to encode and decode: one tensor after the other, with nothing between. One thread.
 """
 
 # ruff: noqa: E402 - threads are counted when numpy is imported
@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")  # process time must be the codec's, not that of waiting threads
@@ -26,7 +28,6 @@ from mpcompress.feature_files import open_features
 from mpcompress.metrics import bpfp, cosine, nmse
 from mpcompress.registry import CodecSpec, load, preset, preset_ids
 from mpcompress.transforms.klt_encoder import Encoder
-from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_model_file import read_model
 from mpcompress.transforms.klt_report import unit_overhead_bytes
 from mpcompress.transforms.klt_sample import Sample
@@ -52,9 +53,12 @@ def main() -> None:
         codec.warm_up()
         tensors = [tensor.read().astype(np.float16) for tensor in open_features(folder)[: args.limit]]
         for qp in args.qp:
-            row = np.median([_measure(codec, h, qp, args.prefix_qp_offset) for h in tensors], axis=0)
-            figures = f"{row[0]:.3f} | {row[1]:.4f} | {row[6]:.4f} | {row[2]:.4f}"
-            figures += f" | {100 * row[5]:.2f} % | {row[3]:.1f} | {row[4]:.1f}"
+            units, encode_s = _timed(lambda h: _compress(codec, h, qp, args.prefix_qp_offset), tensors)  # noqa: B023
+            decoded, decode_s = _timed(lambda unit: codec.decompress([unit])[0]["h_hat"], units)  # noqa: B023
+            judged = [_judge(codec, *each) for each in zip(tensors, units, decoded, strict=True)]
+            row = np.median(judged, axis=0)
+            figures = f"{row[0]:.3f} | {row[1]:.4f} | {row[2]:.4f} | {row[3]:.4f} | {100 * row[4]:.2f} %"
+            figures += f" | {1000 * encode_s:.1f} | {1000 * decode_s:.1f}"
             where = "/".join(folder.parts[-2:])
             print(f"| {where} | {codec.id} | {len(tensors)} | {qp:g} | {figures} |", flush=True)
 
@@ -65,32 +69,34 @@ def _spec(name: str) -> CodecSpec:
     return CodecSpec(id=read_model(Path(name).read_bytes()).id, family="klt", weights=name)
 
 
-def _measure(codec, h, qp, offset) -> tuple[float, ...]:
+def _timed(work: Callable[[Any], Any], inputs: Iterable[Any]) -> tuple[list[Any], float]:
+    """What each input becomes, and the median of CPU seconds."""
+    found, spent = [], []
+    for value in inputs:
+        begin = time.process_time()
+        found.append(work(value))
+        spent.append(time.process_time() - begin)
+    return found, float(np.median(spent))
+
+
+def _compress(codec, h, qp, offset) -> Unit:
     spec = TensorSpec(name="h", dtype="float16", shape=h.shape)
     family = () if offset is None else (("prefix_qp_offset_eighths", round(8 * offset)),)
-    params = codec.resolve([spec], CodingParams(qp_eighths=round(8 * qp), family=family))
-    begin = time.process_time()
-    (coded,) = codec.compress([{"h": h}], params)
-    middle = time.process_time()
-    (out,) = codec.decompress([Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))])
-    end = time.process_time()
-    h_hat, prefix = out["h_hat"], codec.prefix_tokens
-    return (
-        bpfp(sum(map(len, coded.strings)) + unit_overhead_bytes(codec.id), h.size),
-        nmse(h, h_hat),
-        cosine(h[:prefix], h_hat[:prefix]) if prefix else 1.0,
-        1000 * (middle - begin),
-        1000 * (end - middle),
-        8 * len(coded.strings[0]) / _ideal_bits(codec, h, coded.pstate) - 1,
-        nmse(h, _unfiltered(codec, coded, spec)),
-    )
+    (coded,) = codec.compress([{"h": h}], codec.resolve([spec], CodingParams(qp_eighths=round(8 * qp), family=family)))
+    return Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))
 
 
-def _unfiltered(codec, coded, spec) -> np.ndarray:
-    """What a unit decodes to without the codec's filter."""
+def _judge(codec, h, unit, h_hat) -> tuple[float, ...]:
+    prefix = codec.prefix_tokens
     off = {} if codec.model.filter is None else {"filter_strength_eighths": -8}
-    unit = Unit(strings=coded.strings, pstate={**coded.pstate, **off}, specs=(spec,))
-    return codec.decompress([unit])[0]["h_hat"]
+    unfiltered = Unit(strings=unit.strings, pstate={**unit.pstate, **off}, specs=unit.specs)
+    return (
+        bpfp(sum(map(len, unit.strings)) + unit_overhead_bytes(codec.id), h.size),
+        nmse(h, h_hat),
+        nmse(h, codec.decompress([unfiltered])[0]["h_hat"]),
+        cosine(h[:prefix], h_hat[:prefix]) if prefix else 1.0,
+        8 * len(unit.strings[0]) / _ideal_bits(codec, h, unit.pstate) - 1,
+    )
 
 
 def _ideal_bits(codec, h, pstate) -> float:
@@ -101,7 +107,7 @@ def _ideal_bits(codec, h, pstate) -> float:
     far = np.cumsum(np.array(pstate.get("far_tokens", []), np.int64) + 1) - 1
     height, width = codec.token_res or (1, len(h) - codec.prefix_tokens)
     sample = Sample(h.astype(np.float32), codec.prefix_tokens, height, width, far)
-    symbols = Encoder(Engine(model)).quantise(sample, steps, statistics_at(model, steps), model.rate)
+    symbols = Encoder(codec._engine).quantise(sample, steps, statistics_at(model, steps), model.rate)
     tables = model.tables
     at, sizes = symbols.values - tables.offsets[symbols.classes], tables.lengths[symbols.classes] - 1
     inside = (at >= 0) & (at < sizes)
