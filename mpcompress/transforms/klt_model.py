@@ -152,7 +152,9 @@ class KltModel:
     @cached_property
     def usual_rest(self) -> NDArray[np.float64]:
         """(1 + P, K + 1): squares to expect in a row of the root or a prefix token, from each component on."""
-        squares = np.square(np.exp2(self.base[: 1 + self.prefix_tokens] / UNITS) / SCALE_OF_DEVIATION)
+        # A file may say any int16: what float64 cannot hold is as good as the largest and smallest that it can.
+        octaves = np.clip(self.base[: 1 + self.prefix_tokens] / UNITS, -480, 480)
+        squares = np.square(np.exp2(octaves) / SCALE_OF_DEVIATION)
         found = np.zeros((len(squares), self.components + 1))
         found[:, :-1] = np.cumsum(squares[:, ::-1], axis=1)[:, ::-1]
         return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +69,10 @@ def test_few_tokens_of_its_own_have_no_distance(codec):
     prefix = codec.prefix_tokens
     for h in FEATURES[codec.id]:
         assert report(codec, h[: prefix + 10], token_res=(1, 10), prefix_tokens=prefix).domain_distance is None
+
+
+@pytest.mark.parametrize("scale", [-32768, 32767])
+def test_any_scale_in_a_file_has_a_distance(codec, scale):
+    odd = KltCodec(replace(codec.model, base=np.full_like(codec.model.base, scale)))
+    distance = report(odd, FEATURES[codec.id][-1]).domain_distance
+    assert distance is None or math.isfinite(distance)

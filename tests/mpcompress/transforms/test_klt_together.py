@@ -27,7 +27,7 @@ class Waited:
 
 @pytest.fixture
 def products(monkeypatch):
-    """Rows of every item in each product that an encoder asked for."""
+    """Rows of every item in each product of items that are coded in step."""
     seen = []
     forward_few = Bases.forward_few
 
@@ -128,6 +128,20 @@ def check_same(codec, tools, tensors, given_params):
         assert again == alone
 
 
+def test_further_passes_share_products_with_first_ones(shipped, tools, products):
+    codec, features = shipped
+    tensors = [*features, features[0][:105], features[1][1:65]]
+    grids = [(16, 16)] * len(features) + [(8, 13), (8, 8)]
+    efforts = [2, 1, 2, 1, 2, 2]
+    params = [
+        CodingParams(qp_eighths=280, token_res=grid, prefix_tokens=len(x) % 2, family=(("effort", effort),))
+        for x, grid, effort in zip(tensors, grids, efforts, strict=True)
+    ]
+    products.clear()
+    check_same(codec, tools, tensors, params)
+    assert max(len(rows) for rows in products) > 2
+
+
 def test_items_of_all_kinds_share_products_and_keep_their_bits(grid_codec, tools, products):
     rng = np.random.default_rng(11)
     tensors, params = [], []
@@ -182,7 +196,7 @@ def test_large_items_are_coded_alone(grid_codec, tools, products):
         [tools.spec_of(large)], CodingParams(token_res=(1, len(large)), prefix_tokens=0, qp_eighths=300)
     )
     assert len(begun(grid_codec, [large] * 2, [params] * 2)) == 2
-    assert max(map(len, products)) == 1
+    assert not products
 
 
 @pytest.mark.parametrize(
