@@ -28,7 +28,7 @@ NEIGHBOUR = {
 }
 
 
-@pytest.fixture(params=list(FEATURES))
+@pytest.fixture(params=list(FEATURES), scope="module")
 def codec(request) -> KltCodec:
     codec = registry.load(registry.preset(request.param))
     assert isinstance(codec, KltCodec)
