@@ -28,6 +28,7 @@ from mpcompress.feature_files import open_features
 from mpcompress.metrics import bpfp, cosine, nmse
 from mpcompress.registry import CodecSpec, load, preset, preset_ids
 from mpcompress.transforms.klt_encoder import Encoder
+from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_model_file import read_model
 from mpcompress.transforms.klt_report import unit_overhead_bytes
 from mpcompress.transforms.klt_sample import Sample
@@ -51,11 +52,12 @@ def main() -> None:
     for folder, name in zip(args.features, codecs, strict=True):
         codec = load(_spec(name))
         codec.warm_up()
+        encoder = Encoder(Engine(codec.model))
         tensors = [tensor.read().astype(np.float16) for tensor in open_features(folder)[: args.limit]]
         for qp in args.qp:
             units, encode_s = _timed(lambda h: _compress(codec, h, qp, args.prefix_qp_offset), tensors)  # noqa: B023
             decoded, decode_s = _timed(lambda unit: codec.decompress([unit])[0]["h_hat"], units)  # noqa: B023
-            judged = [_judge(codec, *each) for each in zip(tensors, units, decoded, strict=True)]
+            judged = [_judge(codec, encoder, *each) for each in zip(tensors, units, decoded, strict=True)]
             row = np.median(judged, axis=0)
             figures = f"{row[0]:.3f} | {row[1]:.4f} | {row[2]:.4f} | {row[3]:.4f} | {100 * row[4]:.2f} %"
             figures += f" | {1000 * encode_s:.1f} | {1000 * decode_s:.1f}"
@@ -86,7 +88,7 @@ def _compress(codec, h, qp, offset) -> Unit:
     return Unit(strings=coded.strings, pstate=coded.pstate, specs=(spec,))
 
 
-def _judge(codec, h, unit, h_hat) -> tuple[float, ...]:
+def _judge(codec, encoder, h, unit, h_hat) -> tuple[float, ...]:
     prefix = codec.prefix_tokens
     off = {} if codec.model.filter is None else {"filter_strength_eighths": -8}
     unfiltered = Unit(strings=unit.strings, pstate={**unit.pstate, **off}, specs=unit.specs)
@@ -95,11 +97,11 @@ def _judge(codec, h, unit, h_hat) -> tuple[float, ...]:
         nmse(h, h_hat),
         nmse(h, codec.decompress([unfiltered])[0]["h_hat"]),
         cosine(h[:prefix], h_hat[:prefix]) if prefix else 1.0,
-        8 * len(unit.strings[0]) / _ideal_bits(codec, h, unit.pstate) - 1,
+        8 * len(unit.strings[0]) / _ideal_bits(codec, encoder, h, unit.pstate) - 1,
     )
 
 
-def _ideal_bits(codec, h, pstate) -> float:
+def _ideal_bits(codec, encoder, h, pstate) -> float:
     """Sum of -log2 of the probabilities that the tables give to the symbols of a tensor, by coding it again."""
     model = codec.model
     offset = pstate.get("prefix_qp_offset_eighths", model.prefix_qp_offset_eighths)
@@ -107,7 +109,7 @@ def _ideal_bits(codec, h, pstate) -> float:
     far = np.cumsum(np.array(pstate.get("far_tokens", []), np.int64) + 1) - 1
     height, width = codec.token_res or (1, len(h) - codec.prefix_tokens)
     sample = Sample(h.astype(np.float32), codec.prefix_tokens, height, width, far)
-    symbols = Encoder(codec._engine).quantise(sample, steps, statistics_at(model, steps), model.rate)
+    symbols = encoder.quantise(sample, steps, statistics_at(model, steps), model.rate)
     tables = model.tables
     at, sizes = symbols.values - tables.offsets[symbols.classes], tables.lengths[symbols.classes] - 1
     inside = (at >= 0) & (at < sizes)

@@ -74,7 +74,7 @@ class Domain:
     def _surprise(self, group: Group) -> float:
         """log2 of the energy over the expected one, of the last octaves that have half of a row's components."""
         components, depth = self._model.components, group.x.shape[1]
-        begin = max(band for band in self._bands if band <= min(components // 2, depth))
+        begin = self._bands[bisect_right(self._bands, min(components // 2, depth)) - 1]
         inside = np.square(group.x, dtype=np.float64)
         beyond = max(group.energy - float(inside.sum()), 0.0) if depth < components else 0.0
         seen = beyond + float(inside[:, begin:].sum())

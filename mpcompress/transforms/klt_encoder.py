@@ -77,8 +77,7 @@ class Encoder:
         found = run.symbols() if (yield from run.code()) else None
         for _ in range(passes if found is not None and rate > 0 else 0):
             assert found is not None
-            aimed = rate if run.change is None else _AIMED_RATE * rate
-            run = _Run(self, sample, steps, statistics, aimed, None, run.prices(found), run.change)
+            run = _Run(self, sample, steps, statistics, rate, None, run.prices(found), run.change)
             if not (yield from run.code()):
                 break
             found = run.symbols()
@@ -91,8 +90,7 @@ class Encoder:
 
         With `aim` (h, w, C), what a filter added to it before, it is coded as a further pass codes it.
         """
-        aimed = rate if aim is None else _AIMED_RATE * rate
-        run = _Run(self, sample, steps, statistics, aimed, None, None, aim, whole=True)
+        run = _Run(self, sample, steps, statistics, rate, None, None, aim, whole=True)
         return run.reconstruction if alone(self._engine.bases, run.code()) else None
 
     def centred(self, x: FloatArray, height: int, width: int) -> FloatArray:
@@ -137,7 +135,7 @@ class _Run:
     ) -> None:
         self._encoder, self._engine, self._scratch = encoder, encoder._engine, encoder.scratch
         self._sample, self._steps, self._statistics = sample, steps, statistics
-        self._rate, self._observe = np.float32(rate), observe
+        self._rate, self._observe = np.float32(rate if aim is None else _AIMED_RATE * rate), observe
         self._price = _NO_PRICE if price is None else price
         self._aim = aim
         self._plan = self._engine.plan(sample.prefix, sample.height, sample.width, sample.far.size)

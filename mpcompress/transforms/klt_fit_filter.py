@@ -27,7 +27,7 @@ from mpcompress.transforms.klt_statistics import StatisticsCache, Steps
 __all__ = ["FILTER_STEPS", "fit_filter"]
 
 FILTER_STEPS = 10_000
-"""Of gradient descent. Some 4 % more bits are saved with four times as many."""
+"""Of gradient descent. With four times as many some 2 to 3 % more of the bits are saved at low rates."""
 
 _START = 8  # eighths of a qp above the default
 _POOL_BYTES = {"cpu": 192 << 20, "cuda": 4 << 30}
@@ -62,15 +62,14 @@ def fit_filter(
     pool = _Pool(model, data, xp, _POOL_BYTES[device])
     network = Network(xp, model.channels, 1 + min(model.prefix_tokens, 1))
     last = steps // _LAST_SHARE
-    for step in range(steps):
-        if progress is not None and step % _OFTEN == 0:
-            progress(step, steps, "filter")
-        if step == steps - last:
-            pool.network = network
-        rate, begin, end = (_RATE, 0, steps - last) if step < steps - last else (_LAST_RATE, steps - last, steps)
-        network.learn(pool.batch(), rate * min((step - begin + 1) / _WARM_UP, (end - step) / (end - begin)))
-        if step % _RENEWED[device] == 0:
-            pool.renew()
+    for begin, end, rate, in_view in ((0, steps - last, _RATE, None), (steps - last, steps, _LAST_RATE, network)):
+        pool.network = in_view
+        for step in range(begin, end):
+            if progress is not None and step % _OFTEN == 0:
+                progress(step, steps, "filter")
+            network.learn(pool.batch(), rate * min((step - begin + 1) / _WARM_UP, (end - step) / (end - begin)))
+            if step % _RENEWED[device] == 0:
+                pool.renew()
     if progress is not None:
         progress(steps, steps, "filter")
     return pool.learnt(network)
