@@ -20,6 +20,7 @@ from mpcompress_client.errors import MPCompressError
 from mpcompress_client.items import Decoded, Item, ResultT
 from mpcompress_client.many import AsyncMany
 from mpcompress_client.progress import ProgressCallback, check_callback
+from mpcompress_proto import bundles
 from mpcompress_proto.coded_unit import CodedUnit
 
 Prepare = Callable[[Any, int], Item[Any, Any, Any]]
@@ -212,7 +213,7 @@ class AsyncCompressionClient(AsyncConnection):
 
         def open_call() -> Any:
             self._check_open()
-            return self._lines.call(method)
+            return self._lines.call(method, says=bundles.METADATA)
 
         async def start(ordered: bool) -> AsyncGenerator[tuple[int, Any], None]:
             self._check_open()

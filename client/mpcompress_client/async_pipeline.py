@@ -16,10 +16,10 @@ import grpc
 
 from mpcompress_client.errors import CancelledError, MPCompressError, ServerError
 from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
-from mpcompress_client.ledger import Ledger
-from mpcompress_client.slot import Slot
+from mpcompress_client.ledger import Chosen, Ledger
 from mpcompress_client.source import InputT, Source
 from mpcompress_client.status import error_of_rpc
+from mpcompress_proto.bundles import Pace, accepted
 from mpcompress_proto.parcel import Parcel
 
 # How long a finished stream may take to deliver its status before it is cancelled.
@@ -78,6 +78,7 @@ class AsyncPipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._stream: object | None = None
         self._call: Any = None
         self._given_up = False
+        self._most_bundled = 1
 
     async def results(self, errors: str) -> AsyncGenerator[tuple[int, ResultT | MPCompressError], None]:
         """Results with the index of their item, as `pipeline.run` gives them."""
@@ -178,13 +179,15 @@ class AsyncPipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
     async def _one_stream(self) -> float:
         """Opens a stream, reads all of it. Returns the pause before the next, seconds."""
         stream = self._stream = object()
-        self._given_up = False
+        self._given_up, self._most_bundled = False, 1
         self._ledger.stream_opened()
         call = self._call = self._open_call()
         sender = asyncio.create_task(self._send(call, stream))
         error: MPCompressError | None = None
         try:
             while (parcel := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
+                if self._most_bundled == 1:
+                    self._most_bundled = accepted(await call.initial_metadata())
                 self._take(parcel)
         except grpc.RpcError as rpc_error:
             error = error_of_rpc(rpc_error, self._target)
@@ -204,30 +207,29 @@ class AsyncPipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         return delay_s
 
     def _take(self, parcel: Parcel[ResponseT]) -> None:
-        if parcel.message.WhichOneof("event") == "draining":
-            self._stream = None
-            self._ledger.draining()
-            self._bell.ring()
-            return
-        answered = self._ledger.receive(parcel)
-        if answered is not None:
-            self._ledger.settle(*answered)
+        answered = False
+        for one in parcel.bundle or (parcel,):
+            if one.message.WhichOneof("event") == "draining":
+                self._stream = None
+                self._ledger.draining()
+                self._bell.ring()
+            elif (found := self._ledger.receive(one)) is not None:
+                self._ledger.settle(*found)
+                answered = True
+        if answered:
             self._bell.ring()
             self._ledger.tell()
 
     # ------------------------------------------------------------------------------------------------- sending
 
     async def _send(self, call: Any, stream: object) -> None:
+        pace = Pace()
         try:
-            while (found := await self._next_to_send(stream)) is not None:
-                slot, left_s = found
-                if slot.item is None:
-                    continue
-                for request in slot.item.requests(slot.item_id, left_s):
-                    if not self._ledger.is_under_way(slot):
-                        # Answered before it was all sent: an error. The rest would be dropped.
-                        break
-                    await call.write(request)
+            while found := await self._next_to_send(stream, pace.room):
+                for parcel in self._ledger.parcels(found):
+                    pace.leaves(parcel.nbytes)
+                    await call.write(parcel)
+                    pace.left()
             await call.done_writing()
         except (grpc.RpcError, asyncio.InvalidStateError):
             # The call is over; the reading side says why.
@@ -236,17 +238,17 @@ class AsyncPipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
             self._ledger.abort(ServerError(f"sending to {self._target} failed: {error!r}"))
             self._give_up_stream()
 
-    async def _next_to_send(self, stream: object) -> tuple[Slot[RequestT, ResponseT, ResultT], float] | None:
+    async def _next_to_send(self, stream: object, room: int) -> Chosen[RequestT, ResponseT, ResultT]:
         while self._stream is stream:
-            found = self._ledger.next_to_send()
-            if found is not None:
+            found = self._ledger.next_to_send(self._most_bundled, room)
+            if found:
                 # There is a deadline more to wait for.
                 self._bell.ring()
                 return found
             if self._ledger.all_sent:
-                return None
+                break
             await self._bell.wait(self._ledger.next_due_s())
-        return None
+        return []
 
 
 def _puller(inputs: Iterable[InputT] | AsyncIterable[InputT]) -> Callable[[], Awaitable[list[InputT]]]:

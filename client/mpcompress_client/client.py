@@ -21,6 +21,7 @@ from mpcompress_client.items import Decoded, Item, RequestT, ResponseT, ResultT
 from mpcompress_client.many import Many
 from mpcompress_client.progress import ProgressCallback, check_callback
 from mpcompress_client.source import InputT, Source
+from mpcompress_proto import bundles
 from mpcompress_proto.coded_unit import CodedUnit
 from mpcompress_proto.parcel import Parcel
 
@@ -281,7 +282,7 @@ class CompressionClient(Connection):
 
         def open_call(requests: Iterator[Parcel[RequestT]], call_limit_s: float | None) -> Any:
             self._check_open()
-            return self._lines.call(method, requests, timeout_s=call_limit_s)
+            return self._lines.call(method, requests, timeout_s=call_limit_s, says=bundles.METADATA)
 
         def open_only(requests: Iterator[Parcel[RequestT]], call_limit_s: float | None) -> Any:
             self._check_open()

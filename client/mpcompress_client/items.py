@@ -49,10 +49,12 @@ class Item(ABC, Generic[RequestT, ResponseT, ResultT]):
 
     Attributes:
         nbytes: what it takes in memory and on the wire, bytes; for bounding what is under way.
+        inline_bytes: bytes of its tensors and payload when one message carries them; None when it takes several.
         timeout_s: time from its header to its final event, seconds.
     """
 
     nbytes: int
+    inline_bytes: int | None
     timeout_s: float
 
     @abstractmethod
@@ -103,6 +105,7 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
         )
         self._parts = [wire_view(array) for array in tensors.values()]
         self.nbytes = sum(len(part) for part in self._parts)
+        self.inline_bytes = _inline(self.nbytes)
         self.timeout_s = timeout_s
         self._answer: pb.CompressedItem | None = None
         self._receiver = PayloadReceiver(0)
@@ -115,7 +118,7 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
         """The header, with all bytes when they fit one message, else followed by chunks."""
         request = pb.CompressRequest(header=self._header)
         _announce(request.header, item_id, timeout_s)
-        if self.nbytes <= MAX_INLINE_BYTES:
+        if self.inline_bytes is not None:
             yield Parcel(request, joined(self._parts))
             return
         yield Parcel(request)
@@ -124,7 +127,7 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
             yield Parcel(pb.CompressRequest(chunk=chunk), view)
 
     def _receive(self, event: str | None, parcel: Parcel[pb.CompressResponse]) -> CodedUnit | None:
-        response, bulk = parcel
+        response, bulk, _ = parcel
         if event == "progress":
             return None
         if event == "result" and self._answer is None:
@@ -165,9 +168,10 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
         )
         self._payload = memoryview(unit.payload)
         self._parts = [wire_view(array) for array in context.values()]
-        self._inline_bytes = len(self._payload) + sum(len(part) for part in self._parts)
+        sent = len(self._payload) + sum(len(part) for part in self._parts)
+        self.inline_bytes = _inline(sent)
         # What comes back is as large as what was compressed, and usually dwarfs the unit.
-        self.nbytes = self._inline_bytes + sum(check_specs(unit.header.tensors, "unit.tensors"))
+        self.nbytes = sent + sum(check_specs(unit.header.tensors, "unit.tensors"))
         self.timeout_s = timeout_s
         self._specs: Sequence[pb.TensorSpec] | None = None
         self._receiver = Receiver([])
@@ -180,7 +184,7 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
         """The header, with all bytes when they fit one message, else followed by the payload's and tensors' chunks."""
         request = pb.DecompressRequest(header=self._header)
         _announce(request.header, item_id, timeout_s)
-        if self._inline_bytes <= MAX_INLINE_BYTES:
+        if self.inline_bytes is not None:
             yield Parcel(request, joined([self._payload, *self._parts]))
             return
         yield Parcel(request)
@@ -191,7 +195,7 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
             yield Parcel(pb.DecompressRequest(chunk=chunk), view)
 
     def _receive(self, event: str | None, parcel: Parcel[pb.DecompressResponse]) -> Decoded | None:
-        response, bulk = parcel
+        response, bulk, _ = parcel
         if event == "progress":
             return None
         if event == "result" and self._specs is None:
@@ -220,6 +224,10 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
             for spec, buffer in zip(self._specs, self._receiver.buffers, strict=True)
         }
         return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+def _inline(nbytes: int) -> int | None:
+    return nbytes if nbytes <= MAX_INLINE_BYTES else None
 
 
 def _announce(header: pb.CompressHeader | pb.DecompressHeader, item_id: int, timeout_s: float) -> None:

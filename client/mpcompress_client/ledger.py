@@ -6,14 +6,13 @@
 
 A slot is taken when an item is pulled from the user's iterable and freed when its result has been handed out; the
 `Window` bounds how many are taken. The drivers for threads and for asyncio share it; that
-for threads holds its lock around every call but `receive`.
+for threads holds its lock around every call but `receive` and `parcels`.
 """
 
 from __future__ import annotations
 
 import time
-from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic
 
 from mpcompress_client.errors import DeadlineError, MPCompressError, ServerError, ServerUnavailableError
@@ -21,8 +20,12 @@ from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
 from mpcompress_client.progress import Events, ProgressCallback
 from mpcompress_client.retry import Breaks, Contact, RetryPolicy, may_succeed_later
 from mpcompress_client.slot import Slot
+from mpcompress_client.unsent import Unsent
 from mpcompress_client.window import Window
-from mpcompress_proto.parcel import Parcel
+from mpcompress_proto.parcel import Parcel, bundled
+
+# Slots, and the seconds that each still has.
+Chosen = list[tuple[Slot[RequestT, ResponseT, ResultT], float]]
 
 # How much longer than an item's own time limit the client waits: the server's answer says more than a local timeout.
 GRACE_S = 10.0
@@ -64,7 +67,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         self._window: Window[RequestT, ResponseT, ResultT] = Window(
             most_items=look_ahead, most_bytes=look_ahead_bytes, ordered=ordered
         )
-        self._to_send: list[Slot[RequestT, ResponseT, ResultT]] = []
+        self._unsent: Unsent[RequestT, ResponseT, ResultT] = Unsent()
         self._under_way: dict[int, Slot[RequestT, ResponseT, ResultT]] = {}
         self._responded = False
         self._stray_error: MPCompressError | None = None
@@ -96,7 +99,7 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         if failed is not None:
             self._finish(slot, failed)
         else:
-            self._to_send.append(slot)
+            self._unsent.add(slot)
 
     def end(self, crash: BaseException | None = None) -> None:
         """No more items: the source is exhausted, or raised `crash`."""
@@ -107,27 +110,39 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
         """Ends everything at once: only results that are there are still handed out, up to the first gap."""
         self._aborted = True
         self._under_way.clear()
-        self._to_send.clear()
+        self._unsent.drain()
         self._window.cut()
         self.end(crash)
 
     # -------------------------------------------------------------------------------------------------- sending
 
-    def next_to_send(self) -> tuple[Slot[RequestT, ResponseT, ResultT], float] | None:
-        """The next slot whose time has come, now under way, and the seconds it still has; None when there is none."""
+    def next_to_send(self, most: int = 1, room: int = 0) -> Chosen[RequestT, ResponseT, ResultT]:
+        """The next slots, as `Unsent.choose` takes them, now under way, and the seconds that each still has."""
         now = self.clock()
         self._expire_unsent(now)
-        for place, slot in enumerate(self._to_send):
-            if slot.due > now:
-                continue
+        chosen: Chosen[RequestT, ResponseT, ResultT] = []
+        for slot in self._unsent.choose(now, most, room):
             assert slot.item is not None
             if slot.deadline is None:
                 slot.deadline = now + slot.item.timeout_s
-            del self._to_send[place]
             slot.item.restart()
             self._under_way[slot.item_id] = slot
-            return slot, slot.deadline - now
-        return None
+            chosen.append((slot, slot.deadline - now))
+        return chosen
+
+    def parcels(self, chosen: Chosen[RequestT, ResponseT, ResultT]) -> Iterator[Parcel[RequestT]]:
+        """What travels of these slots: of one its messages, of several one bundle. Takes nothing that needs a lock."""
+        # One whose time ran out meanwhile has no item.
+        items = [(slot, slot.item, left_s) for slot, left_s in chosen if slot.item is not None]
+        if len(items) > 1:
+            yield bundled([one for slot, item, left_s in items for one in item.requests(slot.item_id, left_s)])
+            return
+        for slot, item, left_s in items:
+            for request in item.requests(slot.item_id, left_s):
+                if not self.is_under_way(slot):
+                    # Answered before it was all sent: an error. The rest would be dropped.
+                    break
+                yield request
 
     def is_under_way(self, slot: Slot[RequestT, ResponseT, ResultT]) -> bool:
         """Whether an answer to it is still to come. The rest of a refused item would only be dropped."""
@@ -141,12 +156,12 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
     @property
     def waiting(self) -> bool:
         """Whether there is something to send, now or later."""
-        return bool(self._to_send)
+        return bool(self._unsent)
 
     @property
     def all_sent(self) -> bool:
         """Whether nothing will have to be sent but what fails from now on."""
-        return self.exhausted and not self.pulling and not self._to_send
+        return self.exhausted and not self.pulling and not self._unsent
 
     @property
     def finished(self) -> bool:
@@ -188,16 +203,16 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
             return slot, error
         return None if outcome is None else (slot, outcome)
 
-    def settle(self, slot: Slot[RequestT, ResponseT, ResultT], outcome: ResultT | MPCompressError) -> None:
-        """Takes an item's outcome; an error that may pass sends it again."""
+    def settle(self, slot: Slot[RequestT, ResponseT, ResultT], outcome: ResultT | MPCompressError) -> bool:
+        """Takes an item's outcome; True for an error that may pass: the item is sent again."""
         if not self.is_under_way(slot):
-            return
+            return False
         del self._under_way[slot.item_id]
         if isinstance(outcome, MPCompressError) and may_succeed_later(outcome):
             slot.attempts += 1
-            self._again(slot, outcome, self._policy.delay_s(slot.attempts, outcome))
-        else:
-            self._finish(slot, outcome)
+            return self._again(slot, outcome, self._policy.delay_s(slot.attempts, outcome))
+        self._finish(slot, outcome)
+        return False
 
     def tell(self) -> None:
         """Tells the user's callback what has happened, and raises what it raises. Only the driver's reader calls it."""
@@ -260,16 +275,16 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
     def next_deadline_s(self) -> float | None:
         """Seconds until `expire` may have something to do; None for never."""
         times = [slot.deadline + GRACE_S for slot in self._under_way.values() if slot.deadline is not None]
-        times += [slot.deadline for slot in self._to_send if slot.deadline is not None]
+        times += self._unsent.deadlines()
         return max(0.0, min(times) - self.clock()) if times else None
 
     def next_due_s(self) -> float | None:
         """Seconds until `next_to_send` may have something that waits now; None for never."""
-        return max(0.0, min(slot.due for slot in self._to_send) - self.clock()) if self._to_send else None
+        due = self._unsent.next_due()
+        return None if due is None else max(0.0, due - self.clock())
 
     def _expire_unsent(self, now: float) -> None:
-        for slot in [slot for slot in self._to_send if slot.deadline is not None and slot.deadline <= now]:
-            self._to_send.remove(slot)
+        for slot in self._unsent.expired(now):
             self._finish(slot, slot.error or self._late())
 
     def _late(self) -> MPCompressError:
@@ -279,21 +294,22 @@ class Ledger(Generic[RequestT, ResponseT, ResultT]):
 
     # --------------------------------------------------------------------------------------------------- endings
 
-    def _again(self, slot: Slot[RequestT, ResponseT, ResultT], error: MPCompressError, delay_s: float) -> None:
+    def _again(self, slot: Slot[RequestT, ResponseT, ResultT], error: MPCompressError, delay_s: float) -> bool:
+        """Sends it again later, if there is a later."""
         due = self.clock() + delay_s
         if slot.attempts >= self._policy.attempts or (slot.deadline is not None and due >= slot.deadline):
             self._finish(slot, error)
-            return
+            return False
         slot.error, slot.due = error, due
-        insort(self._to_send, slot, key=lambda other: other.index)
+        self._unsent.add(slot)
         self._events.later(slot.index, "resubmitted")
+        return True
 
     def _fail(self, error: MPCompressError, *, unsent: bool) -> None:
         failed = list(self._under_way.values())
         self._under_way.clear()
         if unsent:
-            failed += self._to_send
-            self._to_send.clear()
+            failed += self._unsent.drain()
         for slot in failed:
             self._finish(slot, error)
         if not failed:

@@ -15,6 +15,8 @@ from typing import Any
 from mpcompress_client.endpoint import Endpoint
 from mpcompress_proto.parcel import ParcelStub
 
+Metadata = tuple[tuple[str, str], ...]
+
 
 @dataclass(eq=False)
 class Line:
@@ -50,11 +52,11 @@ class Lines:
         self._retired: list[Line] = []
         self._lock = threading.Lock()
 
-    def call(self, method: str, *request: Any, timeout_s: float | None = None) -> Any:
-        """Begins a streaming call of the service; gives gRPC's call."""
+    def call(self, method: str, *request: Any, timeout_s: float | None = None, says: Metadata = ()) -> Any:
+        """Begins a streaming call of the service, with metadata beside the endpoint's own; gives gRPC's call."""
         line = self._take()
         try:
-            call = getattr(line.stub, method)(*request, timeout=timeout_s, metadata=self._endpoint.metadata)
+            call = getattr(line.stub, method)(*request, timeout=timeout_s, metadata=(*self._endpoint.metadata, *says))
             call.add_done_callback(lambda _: self._ended(line))
         except BaseException:
             self._ended(line)

@@ -7,15 +7,19 @@ when it is read: for tensors of megabytes more work than coding them. What trave
 but for two lengths that may have more bytes than they need, as every protobuf parser reads: so that tensors begin at a
 multiple of four bytes, and need no copy to be aligned. Whatever protobuf can read is read, by protobuf where it is not
 as we write it. Arrow Flight does the same.
+
+A bundle is one message that has several, each of them a parcel; see `mpcompress_proto.bundles`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
+from mpcompress_proto.bundles import MAX_BUNDLE
+from mpcompress_proto.errors import WireError
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.v1.compression_pb2_grpc import CompressionServiceStub
 from mpcompress_proto.varint import varint
@@ -23,6 +27,9 @@ from mpcompress_proto.varint import varint
 MessageT = TypeVar("MessageT")
 KindT = TypeVar("KindT", bound=Message)
 
+Bytes = bytes | memoryview
+
+_BUNDLE = "bundle"
 _BULK_FIELDS = frozenset({"data", "inline_data", "inline_payload"})
 # Below this protobuf's copies cost less than finding the bulk.
 _LEAST_BYTES = 8192
@@ -40,10 +47,24 @@ class Parcel(NamedTuple, Generic[MessageT]):
     Args:
         message: without its bulk when this is to be sent.
         bulk: bytes or a contiguous view of them; empty for messages that have none.
+        bundle: the parcels of a bundle, whose message is without them; empty for all others.
     """
 
     message: MessageT
-    bulk: bytes | memoryview = b""
+    bulk: Bytes = b""
+    bundle: Sequence[Parcel[MessageT]] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its bulk, or of those in the bundle."""
+        return sum(len(one.bulk) for one in self.bundle) if self.bundle else len(self.bulk)
+
+
+def bundled(messages: Sequence[Parcel[MessageT] | MessageT]) -> Parcel[MessageT]:
+    """Several parcels, or messages without a bulk, as one: 1 to `MAX_BUNDLE`, none of them a bundle."""
+    parcels = [one if isinstance(one, Parcel) else Parcel(one) for one in messages]
+    kind: Any = type(parcels[0].message)
+    return Parcel(kind(bundle={}), b"", parcels)
 
 
 class Wire(Generic[KindT]):
@@ -57,6 +78,11 @@ class Wire(Generic[KindT]):
         self._kind = kind
         (oneof,) = kind.DESCRIPTOR.oneofs
         self._oneof = oneof.name
+        bundle: Any = kind.DESCRIPTOR.fields_by_name[_BUNDLE]
+        (several,) = bundle.message_type.fields
+        self._several = several.name
+        self._bundle_tag, self._tag_in_bundle = (varint(one.number << 3 | _BYTES) for one in (bundle, several))
+        self._a_bundle = kind(**{_BUNDLE: {}})
         self._bulk: dict[str, tuple[str, bytes, bytes]] = {}
         self._members: dict[int, tuple[str, int]] = {}
         self._tensors: set[str] = set()
@@ -74,10 +100,20 @@ class Wire(Generic[KindT]):
         """The bytes of a parcel, or of a message without a bulk."""
         if not isinstance(parcel, Parcel):
             return parcel.SerializeToString()
+        if not parcel.bundle:
+            return b"".join(self._pieces(parcel))
+        whole: list[Bytes] = []
+        for one in parcel.bundle:
+            pieces = self._pieces(one)
+            whole += (self._tag_in_bundle, varint(sum(map(len, pieces))), *pieces)
+        return b"".join((self._bundle_tag, varint(sum(map(len, whole))), *whole))
+
+    def _pieces(self, parcel: Parcel[KindT]) -> tuple[Bytes, ...]:
+        """The bytes of a parcel that is no bundle, one after the other."""
         message: Any = parcel.message
         head: bytes = message.SerializeToString()
         if not parcel.bulk:
-            return head
+            return (head,)
         name = message.WhichOneof(self._oneof)
         _, outer, inner = self._bulk[name]
         size = getattr(message, name).ByteSize()
@@ -93,22 +129,52 @@ class Wire(Generic[KindT]):
             longer = min(missing, _LONGEST_LENGTH - len(field) + len(inner))
             field = inner + varint(len(parcel.bulk), longer)
             size_now = varint(size + len(field) + len(parcel.bulk), missing - longer)
-        return b"".join((head[:before], outer, size_now, head[len(head) - size :], field, parcel.bulk))
+        return head[:before], outer, size_now, head[len(head) - size :], field, parcel.bulk
 
     def read(self, wire: bytes) -> Parcel[KindT]:
-        """The parcel in some bytes. Raises protobuf's DecodeError."""
-        found = self._cut(wire) if len(wire) >= _LEAST_BYTES else None
-        return self._whole(wire) if found is None else found
+        """The parcel in some bytes. Raises protobuf's DecodeError, and WireError for a bundle that is none."""
+        if wire.startswith(self._bundle_tag):
+            cut = self._cut_bundle(wire)
+            if cut is not None:
+                _check_count(len(cut))
+                return Parcel(self._a_bundle, b"", [self._one(view) for view in cut])
+        parcel = self._one(wire)
+        if parcel.message.WhichOneof(self._oneof) != _BUNDLE:
+            return parcel
+        inner = getattr(getattr(parcel.message, _BUNDLE), self._several)
+        _check_count(len(inner))
+        return Parcel(self._a_bundle, b"", [self._of_message(message) for message in inner])
 
-    def _whole(self, wire: bytes) -> Parcel[KindT]:
-        """By protobuf."""
-        message = self._kind.FromString(wire)
+    def _one(self, wire: Bytes) -> Parcel[KindT]:
+        found = self._cut(wire) if len(wire) >= _LEAST_BYTES else None
+        return self._of_message(self._kind.FromString(bytes(wire))) if found is None else found
+
+    def _of_message(self, message: KindT) -> Parcel[KindT]:
+        """What protobuf has read."""
         name = message.WhichOneof(self._oneof)
         if name not in self._bulk:
             return Parcel(message)
         return Parcel(message, getattr(getattr(message, name), self._bulk[name][0]))
 
-    def _cut(self, wire: bytes) -> Parcel[KindT] | None:
+    def _cut_bundle(self, wire: bytes) -> list[memoryview] | None:
+        """The messages of a bundle; None when it is not as we would have written it, or the bytes are no message."""
+        whole = memoryview(wire)
+        views: list[memoryview] = []
+        try:
+            size, at = _read_varint(wire, len(self._bundle_tag))
+            if at + size != len(wire):
+                return None
+            while at < len(wire) and len(views) <= MAX_BUNDLE:
+                if not wire.startswith(self._tag_in_bundle, at):
+                    return None
+                size, at = _read_varint(wire, at + len(self._tag_in_bundle))
+                views.append(whole[at : at + size])
+                at += size
+        except (IndexError, ValueError):
+            return None
+        return views if at == len(wire) or len(views) > MAX_BUNDLE else None
+
+    def _cut(self, wire: Bytes) -> Parcel[KindT] | None:
         """By cutting the bulk out; None when it is not where we would have written it, or the bytes are no message."""
         try:
             at, tag, start = _find(wire, 0, len(wire), self._members.__contains__)
@@ -131,7 +197,12 @@ class Wire(Generic[KindT]):
         return None if getattr(member, name) else Parcel(message, memoryview(wire)[begin:end])
 
 
-def _read_varint(wire: bytes, at: int) -> tuple[int, int]:
+def _check_count(messages: int) -> None:
+    if messages > MAX_BUNDLE:
+        raise WireError(f"a bundle has at most {MAX_BUNDLE} messages", field=_BUNDLE)
+
+
+def _read_varint(wire: Bytes, at: int) -> tuple[int, int]:
     """The number at a place, and the place behind it. Raises IndexError and ValueError."""
     byte = wire[at]
     if byte < 0x80:
@@ -146,7 +217,7 @@ def _read_varint(wire: bytes, at: int) -> tuple[int, int]:
     raise ValueError("an endless number")
 
 
-def _find(wire: bytes, at: int, end: int, wanted: Callable[[int], bool]) -> tuple[int, int, int]:
+def _find(wire: Bytes, at: int, end: int, wanted: Callable[[int], bool]) -> tuple[int, int, int]:
     """Where the first field of a wanted tag is, its tag, and where it goes on. Raises IndexError and ValueError."""
     for _ in range(_MOST_FIELDS):
         if at >= end:

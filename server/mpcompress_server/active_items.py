@@ -198,7 +198,7 @@ class ActiveItems:
             self._counters.on_result(
                 self._operation.name, item.plan.loaded.id, sum(item.plan.sizes), answer.nbytes, answer.bpfp
             )
-            self._events.result(answer.messages, partial(self._sent, item, self._clock()))
+            self._events.result(answer.messages, answer.inline_bytes, partial(self._sent, item, self._clock()))
 
     def _ended(self, item: Item) -> None:
         """Nothing works for an item any more; what is to be sent keeps its memory until it is."""

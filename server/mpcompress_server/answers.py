@@ -21,6 +21,11 @@ class Answer:
     messages: Iterator[Any]
     bpfp: float | None = None
 
+    @property
+    def inline_bytes(self) -> int | None:
+        """Its bytes when they travel in its one message; None when chunks follow."""
+        return self.nbytes if self.nbytes <= MAX_INLINE_BYTES else None
+
 
 def compressed(item_id: int, unit: pb.CodedUnitHeader, report: pb.CodingReport, payload: memoryview) -> Answer:
     """A unit: its payload inline when small, else in chunks."""

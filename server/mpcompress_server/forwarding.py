@@ -149,7 +149,7 @@ class Forwarding:
         result: Any = None
         receiver: Receiver | None = None
         while (parcel := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]
-            response, bulk = parcel
+            response, bulk, _ = parcel
             kind = response.WhichOneof("event")
             if kind == "progress" and result is None:
                 self._progress(response.progress)

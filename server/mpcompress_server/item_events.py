@@ -45,10 +45,10 @@ class ItemEvents:
         self._log = structlog.get_logger("mpcompress_server.items").bind(request_id=request_id, method=operation.name)
         self._clock = asyncio.get_running_loop().time
 
-    def result(self, messages: Iterator[Any], release: Callable[[], None]) -> None:
-        """The final event of an item that ended well; `release` is called once it is written or never will be."""
+    def result(self, messages: Iterator[Any], nbytes: int | None, release: Callable[[], None]) -> None:
+        """The final event of an item that ended well, as `Outbox.final` takes it."""
         self._counters.items[self._operation.name, "ok"] += 1
-        self._final(messages, release)
+        self._final(messages, nbytes, release)
 
     def error(self, item_id: int, error: Exception) -> None:
         """The final event of any other, or of what never became an item."""
@@ -60,11 +60,11 @@ class ItemEvents:
             self._log.info("item failed", item=item_id, reason=rule.reason, error=str(error))
         status = to_status(error, self._request_id)
         drop_frames(error)
-        self._final(iter((self._operation.response(item_id=item_id, error=status),)), None)
+        self._final(iter((self._operation.response(item_id=item_id, error=status),)), 0, None)
 
-    def _final(self, messages: Iterator[Any], release: Callable[[], None] | None) -> None:
+    def _final(self, messages: Iterator[Any], nbytes: int | None, release: Callable[[], None] | None) -> None:
         try:
-            self._outbox.final(messages, release)
+            self._outbox.final(messages, nbytes, release)
         except UnreadAnswersError as error:
             self._on_overflow(error)
 

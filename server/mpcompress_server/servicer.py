@@ -15,6 +15,8 @@ from google.protobuf.message import DecodeError
 
 import mpcompress
 from mpcompress.errors import CodecMismatchError, CodecUnavailableError
+from mpcompress_proto import bundles
+from mpcompress_proto.errors import WireError
 from mpcompress_proto.tensors import MAX_CHUNK_BYTES
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import messages as convert
@@ -95,6 +97,9 @@ class Servicer:
 
     async def _serve(self, operation: Operation, context: Context) -> None:
         request_id = request_id_of(context)
+        most_bundled = bundles.accepted(context.invocation_metadata())
+        if most_bundled > 1:
+            await context.send_initial_metadata(bundles.METADATA)
         with self.connections.budget(context.peer()) as budget:
             stream = Stream(
                 operation=operation,
@@ -106,6 +111,7 @@ class Servicer:
                 turn=_metadata_of(context, _TURN, _REQUEST_ID),
                 metadata=_passed_on(context, request_id),
                 background=self._background,
+                most_bundled=most_bundled,
             )
             await self._run(stream, context, request_id)
 
@@ -217,6 +223,8 @@ def _reader(parse: Callable[[bytes], Any], message: type[Any]) -> Callable[[byte
             return parse(data)
         except DecodeError:
             return ProtocolError(f"not a {message.DESCRIPTOR.name}", field="message")
+        except WireError as error:
+            return ProtocolError(error.message, field=error.field)
 
     return read
 

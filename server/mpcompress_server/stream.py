@@ -60,6 +60,7 @@ class Stream:
         turn: whose turn its items are in their lines; None: its own.
         metadata: of the call, for other servers.
         background: holds what may outlive the call.
+        most_bundled: messages in a bundle that its client takes; 1 for none.
     """
 
     def __init__(
@@ -74,11 +75,12 @@ class Stream:
         turn: str | None,
         metadata: Sequence[tuple[str, str]],
         background: set[asyncio.Future[Any]],
+        most_bundled: int = 1,
     ) -> None:
         self._operation = operation
         self._limits = limits
         self._log = structlog.get_logger("mpcompress_server.stream").bind(request_id=request_id, method=operation.name)
-        self._outbox = Outbox(limits.max_unread_answers)
+        self._outbox = Outbox(limits.max_unread_answers, most_bundled)
         self._items = ActiveItems(
             operation=operation,
             admission=Admission(limits=limits, budgets=budgets, scheduler=scheduler, stream=turn or self),
@@ -185,12 +187,21 @@ class Stream:
     async def _take(self, request: Any) -> None:
         if isinstance(request, StreamError):  # what the deserialiser could not read
             raise request
-        message, bulk = request
+        if not request.bundle:
+            await self._take_one(request.message, request.bulk)
+        for one in request.bundle:
+            if self._failure is None:
+                # The bytes of the others must not stay as long as this one's: it gets its own.
+                await self._take_one(one.message, bytes(one.bulk))
+
+    async def _take_one(self, message: Any, bulk: bytes | memoryview) -> None:
         kind = message.WhichOneof("message")
         if kind is None:
             raise ProtocolError("a message without header, chunk or cancel", field="message")
         if kind == "header":
             await self._take_header(message.header, bulk)
+        elif kind == "bundle":
+            raise ProtocolError("a bundle without messages, or in a bundle", field="bundle")
         elif kind == "cancel":
             item = self._items.get(message.cancel.item_id)
             if item is not None:

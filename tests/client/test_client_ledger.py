@@ -97,15 +97,15 @@ def unavailable(retry_after_s: float | None = None) -> ServerUnavailableError:
 def test_the_time_limit_covers_all_attempts():
     ledger, clock = books(policy=RetryPolicy(attempts=10, max_backoff_s=0.0))
     ledger.admit(item(timeout_s=10.0))
-    slot, left_s = ledger.next_to_send()
+    [(slot, left_s)] = ledger.next_to_send()
     assert left_s == 10.0
     clock.now += 4
     ledger.settle(slot, unavailable())
-    assert ledger.next_to_send() == (slot, 6.0)
+    assert ledger.next_to_send() == [(slot, 6.0)]
     clock.now += 5
     ledger.settle(slot, unavailable())
     clock.now += 2
-    assert ledger.next_to_send() is None
+    assert not ledger.next_to_send()
     assert isinstance(ledger.pop().outcome, ServerUnavailableError)
 
 
@@ -116,7 +116,7 @@ def test_a_full_window_takes_several_more_at_once(places, again):
     while held < places:
         assert ledger.may_pull()
         ledger.admit(item())
-        ledger.settle(ledger.next_to_send()[0], ServerError("no"))
+        ledger.settle(ledger.next_to_send()[0][0], ServerError("no"))
         held += 1
     while held > again:
         assert not ledger.may_pull()
@@ -130,7 +130,7 @@ def test_a_window_full_of_bytes_has_room_as_soon_as_they_are_less():
     for _ in range(3):
         assert ledger.may_pull()
         ledger.admit(item())
-        ledger.settle(ledger.next_to_send()[0], ServerError("no"))
+        ledger.settle(ledger.next_to_send()[0][0], ServerError("no"))
     assert not ledger.may_pull()
     ledger.pop()
     assert ledger.may_pull()
@@ -139,18 +139,18 @@ def test_a_window_full_of_bytes_has_room_as_soon_as_they_are_less():
 def test_an_item_waits_as_long_as_the_server_asked_for():
     ledger, clock = books()
     ledger.admit(item())
-    slot, _ = ledger.next_to_send()
+    [(slot, _)] = ledger.next_to_send()
     ledger.settle(slot, unavailable(retry_after_s=5.0))
-    assert ledger.next_to_send() is None
+    assert not ledger.next_to_send()
     assert 5.0 <= ledger.next_due_s() < 5.1
     clock.now += 5.1
-    assert ledger.next_to_send()[0] is slot
+    assert ledger.next_to_send()[0][0] is slot
 
 
 def test_no_attempt_is_made_that_would_come_too_late():
     ledger, _ = books()
     ledger.admit(item(timeout_s=3.0))
-    slot, _ = ledger.next_to_send()
+    [(slot, _)] = ledger.next_to_send()
     ledger.settle(slot, unavailable(retry_after_s=5.0))
     assert isinstance(ledger.pop().outcome, ServerUnavailableError)
 
@@ -167,7 +167,7 @@ def test_an_answer_that_is_late_beyond_the_grace_fails_what_is_under_way_only():
     assert ledger.expire()
     assert isinstance(ledger.pop().outcome, DeadlineError)
     assert ledger.pop() is None
-    assert ledger.next_to_send() is not None
+    assert ledger.next_to_send()
 
 
 def test_a_server_that_never_answered_is_called_a_few_times_one_that_did_for_a_while():
@@ -179,7 +179,7 @@ def test_a_server_that_never_answered_is_called_a_few_times_one_that_did_for_a_w
         breaks = 0
         while ledger.pop() is None:
             clock.now += 1.1
-            if ledger.next_to_send() is not None:
+            if ledger.next_to_send():
                 ledger.stream_opened()
                 ledger.stream_ended(unavailable())
                 breaks += 1
@@ -194,8 +194,8 @@ def test_an_item_that_breaks_every_stream_fails_and_leaves_the_others_alone():
     for _ in range(20):
         clock.now += 1.0
         ledger.stream_opened()
-        while (found := ledger.next_to_send()) is not None:
-            slot = found[0]
+        while found := ledger.next_to_send():
+            slot = found[0][0]
             # Item 0 gets as far as a progress event, and then the server dies; item 1 is answered once 0 is gone.
             progress = pb.ItemProgress(stage=1)
             ledger.receive(Parcel(pb.CompressResponse(item_id=slot.item_id, progress=progress)))

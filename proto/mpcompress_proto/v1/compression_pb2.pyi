@@ -18,6 +18,11 @@ the item is refused with RESOURCE_EXHAUSTED and its chunks, which may already be
 Late chunks of an item that was refused, failed or cancelled are legal. The server reads on while it writes: a client
 that sends everything before it reads anything gets every answer.
 
+Bundles. Small messages may travel together, which costs both sides less: up to 64 in a bundle, which is handled as if
+each had come by itself, in that order; no bundle is in another. A client that reads bundles says so in the metadata
+of its call, `x-mpcompress-bundles: 64` with the most messages it takes; only then the server sends them, and says the
+same in its initial metadata, after which the client may send them too.
+
 Errors of an item (`error` in the item's response; the stream and its other items go on):
   INVALID_ARGUMENT     header, chunk or tensor is malformed or not what the codec takes: zero, negative or overflowing
                        shape, too many elements, wrong rank, channels or dtype, unknown or out-of-range parameter, NaN or
@@ -33,8 +38,9 @@ Errors of an item (`error` in the item's response; the stream and its other item
   INTERNAL             a bug; the request id is in the ErrorInfo.
 Errors that end the stream (gRPC status of the call; items without a final event got no result):
   INVALID_ARGUMENT     a message without a member of its oneof, a header with the id of an unanswered item, a chunk of an
-                       item that was never announced or was already complete, a message of more than 4 MiB
-                       (above 8 MiB gRPC itself refuses it with RESOURCE_EXHAUSTED).
+                       item that was never announced or was already complete, a bundle of more than 64 messages or
+                       in another, a message of more than 4 MiB (above 8 MiB gRPC itself refuses it with
+                       RESOURCE_EXHAUSTED).
   RESOURCE_EXHAUSTED   too many unread answers on one stream.
   UNAUTHENTICATED, DEADLINE_EXCEEDED, CANCELLED, UNAVAILABLE: as gRPC defines them, for the call as a whole.
 Every Status carries a google.rpc.ErrorInfo with domain "mpcompress" and a stable reason (docs/errors.md).
@@ -980,28 +986,56 @@ class CompressRequest(_message.Message):
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___CompressHeader: ...
     @_builtins.property
     def chunk(self) -> Global___TensorChunk: ...
     @_builtins.property
     def cancel(self) -> Global___CancelItem: ...
+    @_builtins.property
+    def bundle(self) -> Global___CompressRequestBundle: ...
     def __init__(
         self,
         *,
         header: Global___CompressHeader | None = ...,
         chunk: Global___TensorChunk | None = ...,
         cancel: Global___CancelItem | None = ...,
+        bundle: Global___CompressRequestBundle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "chunk", b"chunk", "header", b"header", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "cancel", b"cancel", "chunk", b"chunk", "header", b"header", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "chunk", b"chunk", "header", b"header", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "cancel", b"cancel", "chunk", b"chunk", "header", b"header", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "chunk", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "chunk", "cancel", "bundle"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___CompressRequest: _TypeAlias = CompressRequest  # noqa: Y015
+
+@_typing.final
+class CompressRequestBundle(_message.Message):
+    """Several requests in one message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompressRequest]:
+        """At most 64."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___CompressRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompressRequestBundle: _TypeAlias = CompressRequestBundle  # noqa: Y015
 
 @_typing.final
 class CompressHeader(_message.Message):
@@ -1061,6 +1095,7 @@ class CompressResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """0 for events of the whole stream."""
     @_builtins.property
@@ -1073,6 +1108,10 @@ class CompressResponse(_message.Message):
     def error(self) -> _status_pb2.Status: ...
     @_builtins.property
     def draining(self) -> Global___Draining: ...
+    @_builtins.property
+    def bundle(self) -> Global___CompressResponseBundle:
+        """item_id is 0."""
+
     def __init__(
         self,
         *,
@@ -1082,16 +1121,41 @@ class CompressResponse(_message.Message):
         chunk: Global___PayloadChunk | None = ...,
         error: _status_pb2.Status | None = ...,
         draining: Global___Draining | None = ...,
+        bundle: Global___CompressResponseBundle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "draining", b"draining", "error", b"error", "event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "chunk", b"chunk", "draining", b"draining", "error", b"error", "event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "draining", b"draining", "error", b"error", "event", b"event", "item_id", b"item_id", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "chunk", b"chunk", "draining", b"draining", "error", b"error", "event", b"event", "item_id", b"item_id", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result", "chunk", "error", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result", "chunk", "error", "draining", "bundle"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___CompressResponse: _TypeAlias = CompressResponse  # noqa: Y015
+
+@_typing.final
+class CompressResponseBundle(_message.Message):
+    """Several responses in one message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompressResponse]:
+        """At most 64."""
+
+    def __init__(
+        self,
+        *,
+        responses: _abc.Iterable[Global___CompressResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompressResponseBundle: _TypeAlias = CompressResponseBundle  # noqa: Y015
 
 @_typing.final
 class CompressedItem(_message.Message):
@@ -1133,6 +1197,7 @@ class DecompressRequest(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___DecompressHeader: ...
     @_builtins.property
@@ -1143,6 +1208,8 @@ class DecompressRequest(_message.Message):
     def chunk(self) -> Global___TensorChunk: ...
     @_builtins.property
     def cancel(self) -> Global___CancelItem: ...
+    @_builtins.property
+    def bundle(self) -> Global___DecompressRequestBundle: ...
     def __init__(
         self,
         *,
@@ -1150,16 +1217,41 @@ class DecompressRequest(_message.Message):
         payload: Global___PayloadChunk | None = ...,
         chunk: Global___TensorChunk | None = ...,
         cancel: Global___CancelItem | None = ...,
+        bundle: Global___DecompressRequestBundle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "chunk", b"chunk", "header", b"header", "message", b"message", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "cancel", b"cancel", "chunk", b"chunk", "header", b"header", "message", b"message", "payload", b"payload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "chunk", b"chunk", "header", b"header", "message", b"message", "payload", b"payload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "cancel", b"cancel", "chunk", b"chunk", "header", b"header", "message", b"message", "payload", b"payload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "payload", "chunk", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "payload", "chunk", "cancel", "bundle"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___DecompressRequest: _TypeAlias = DecompressRequest  # noqa: Y015
+
+@_typing.final
+class DecompressRequestBundle(_message.Message):
+    """Several requests in one message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecompressRequest]:
+        """At most 64."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___DecompressRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecompressRequestBundle: _TypeAlias = DecompressRequestBundle  # noqa: Y015
 
 @_typing.final
 class DecompressHeader(_message.Message):
@@ -1220,6 +1312,7 @@ class DecompressResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """0 for events of the whole stream."""
     @_builtins.property
@@ -1232,6 +1325,10 @@ class DecompressResponse(_message.Message):
     def error(self) -> _status_pb2.Status: ...
     @_builtins.property
     def draining(self) -> Global___Draining: ...
+    @_builtins.property
+    def bundle(self) -> Global___DecompressResponseBundle:
+        """item_id is 0."""
+
     def __init__(
         self,
         *,
@@ -1241,16 +1338,41 @@ class DecompressResponse(_message.Message):
         chunk: Global___TensorChunk | None = ...,
         error: _status_pb2.Status | None = ...,
         draining: Global___Draining | None = ...,
+        bundle: Global___DecompressResponseBundle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "draining", b"draining", "error", b"error", "event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "chunk", b"chunk", "draining", b"draining", "error", b"error", "event", b"event", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "draining", b"draining", "error", b"error", "event", b"event", "item_id", b"item_id", "progress", b"progress", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "chunk", b"chunk", "draining", b"draining", "error", b"error", "event", b"event", "item_id", b"item_id", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result", "chunk", "error", "draining"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "result", "chunk", "error", "draining", "bundle"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___DecompressResponse: _TypeAlias = DecompressResponse  # noqa: Y015
+
+@_typing.final
+class DecompressResponseBundle(_message.Message):
+    """Several responses in one message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecompressResponse]:
+        """At most 64."""
+
+    def __init__(
+        self,
+        *,
+        responses: _abc.Iterable[Global___DecompressResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecompressResponseBundle: _TypeAlias = DecompressResponseBundle  # noqa: Y015
 
 @_typing.final
 class DecompressedItem(_message.Message):

@@ -18,6 +18,11 @@ the item is refused with RESOURCE_EXHAUSTED and its chunks, which may already be
 Late chunks of an item that was refused, failed or cancelled are legal. The server reads on while it writes: a client
 that sends everything before it reads anything gets every answer.
 
+Bundles. Small messages may travel together, which costs both sides less: up to 64 in a bundle, which is handled as if
+each had come by itself, in that order; no bundle is in another. A client that reads bundles says so in the metadata
+of its call, `x-mpcompress-bundles: 64` with the most messages it takes; only then the server sends them, and says the
+same in its initial metadata, after which the client may send them too.
+
 Errors of an item (`error` in the item's response; the stream and its other items go on):
   INVALID_ARGUMENT     header, chunk or tensor is malformed or not what the codec takes: zero, negative or overflowing
                        shape, too many elements, wrong rank, channels or dtype, unknown or out-of-range parameter, NaN or
@@ -33,8 +38,9 @@ Errors of an item (`error` in the item's response; the stream and its other item
   INTERNAL             a bug; the request id is in the ErrorInfo.
 Errors that end the stream (gRPC status of the call; items without a final event got no result):
   INVALID_ARGUMENT     a message without a member of its oneof, a header with the id of an unanswered item, a chunk of an
-                       item that was never announced or was already complete, a message of more than 4 MiB
-                       (above 8 MiB gRPC itself refuses it with RESOURCE_EXHAUSTED).
+                       item that was never announced or was already complete, a bundle of more than 64 messages or
+                       in another, a message of more than 4 MiB (above 8 MiB gRPC itself refuses it with
+                       RESOURCE_EXHAUSTED).
   RESOURCE_EXHAUSTED   too many unread answers on one stream.
   UNAUTHENTICATED, DEADLINE_EXCEEDED, CANCELLED, UNAVAILABLE: as gRPC defines them, for the call as a whole.
 Every Status carries a google.rpc.ErrorInfo with domain "mpcompress" and a stable reason (docs/errors.md).
