@@ -27,7 +27,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.transforms.klt_products import multiply_rows
+from mpcompress.transforms.klt_products import multiply_rows, new_tile, to_panels
 
 Matrix = NDArray[np.float32]
 
@@ -36,11 +36,12 @@ CHANNELS, ITEMS, BLOCK = 384, 16, 64
 # Tokens of one item that share a basis: the details of a 16 x 16 grid's levels, and some odd numbers.
 ROWS = (1, 2, 4, 8, 16, 41, 64, 192)
 MEMBERS = np.arange(CHANNELS)
+TILE = new_tile()
 
 
-def one_order(x: Matrix, basis: Matrix, out: Matrix) -> None:
-    """Products x @ basis.T, out with a row more when there is an odd number of them."""
-    multiply_rows(x, np.full(len(x), CHANNELS), 0, CHANNELS, basis, 0, MEMBERS, out)
+def one_order(x: Matrix, panels: Matrix, out: Matrix) -> None:
+    """Products x @ basis.T."""
+    multiply_rows(x, np.full(len(x), CHANNELS), 0, panels, MEMBERS, out, TILE)
 
 
 def measure(kernel: str) -> None:
@@ -72,22 +73,23 @@ def _share(found: Matrix, expected: Matrix) -> float:
 
 def _times(items: list[Matrix], joined: Matrix, basis: Matrix) -> str:
     """Microseconds per item: a product each and one for all, by BLAS and by the kernel of one order."""
-    out, outs = (np.empty((len(rows) + 1, CHANNELS), np.float32) for rows in (joined, items[0]))
+    out, outs = (np.empty((len(rows), CHANNELS), np.float32) for rows in (joined, items[0]))
+    panels = to_panels(basis)
 
     def each() -> None:
         for item in items:
-            one_order(item, basis, outs)
+            one_order(item, panels, outs)
 
-    one_order(joined, basis, out)
+    one_order(joined, panels, out)
     for place, item in enumerate(items):
-        one_order(item, basis, outs)
-        if not np.array_equal(outs[: len(item)], out[place * len(item) : (place + 1) * len(item)]):
+        one_order(item, panels, outs)
+        if not np.array_equal(outs, out[place * len(item) : (place + 1) * len(item)]):
             raise SystemExit("an order that depends on neighbours")
     ways: tuple[Callable[[], object], ...] = (
         lambda: [item @ basis.T for item in items],
         lambda: joined @ basis.T,
         each,
-        lambda: one_order(joined, basis, out),
+        lambda: one_order(joined, panels, out),
     )
     spent: list[list[float]] = [[], [], [], []]
     for _ in range(15):

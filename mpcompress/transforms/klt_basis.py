@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.transforms.klt_products import FEW_ROWS, multiply_rows
+from mpcompress.transforms.klt_products import multiply_rows, new_tile, to_panels
 
 __all__ = ["LARGEST_GROUP", "Bases", "Predictor", "group_starts", "orthonormal", "to_bytes"]
 
@@ -76,34 +76,23 @@ class Bases:
         self.place = np.empty((slots, self._components), np.int32)
         self.group = group.astype(np.int32)
         self.starts = np.array(starts, np.int64)
-        self._parts: list[list[tuple[slice, NDArray[np.int64], int, FloatArray]]] = []
+        self._members: list[list[NDArray[np.int64]]] = []
+        self._panels: dict[int, list[FloatArray]] = {}
         for slot in range(slots):
-            begin, parts = 0, []
-            for number, (start, end) in enumerate(pairwise(starts)):
-                members = np.flatnonzero(group[slot] == number)
+            begin = 0
+            self._members.append([np.flatnonzero(group[slot] == number) for number in range(len(starts) - 1)])
+            for members, (start, end) in zip(self._members[slot], pairwise(starts), strict=True):
                 at = slot * self._components + begin
-                part = self.rows[at : at + members.size, : end - start]
-                part[...] = orthonormal(stored[slot, members, : end - start])
+                self.rows[at : at + members.size, : end - start] = orthonormal(stored[slot, members, : end - start])
                 self.place[slot, members] = np.arange(begin, begin + members.size)
-                parts.append((slice(start, end), members, at, part))
                 begin += members.size
-            self._parts.append(parts)
 
     def forward(self, slot: int, x: FloatArray, depth: int) -> FloatArray:
         """Tokens (n, C) to their first `depth` components (n, depth) in one basis."""
-        if len(x) <= FEW_ROWS:
-            return self._multiply(slot, x, np.full(len(x), depth))
-        parts = self._parts[slot]
-        if len(parts) == 1:
-            return np.asarray(x @ parts[0][3][:depth].T)
-        y = np.empty((len(x), depth), np.float32)
-        for channels, members, _, part in parts:
-            count = int(members.searchsorted(depth))
-            y[:, members[:count]] = x[:, channels] @ part[:count].T
-        return y
+        return self._multiply(slot, x, np.full(len(x), depth))
 
     def forward_few(self, slot: int, rows: Sequence[FloatArray], depths: Sequence[int]) -> list[FloatArray]:
-        """`forward` of some that have FEW_ROWS at most each, in one product: the bits are those of one product each."""
+        """`forward` of some in one product: the bits are those of one product each."""
         if len(rows) == 1:
             return [self.forward(slot, rows[0], depths[0])]
         order = sorted(range(len(rows)), key=lambda number: -depths[number])
@@ -118,11 +107,22 @@ class Bases:
 
     def _multiply(self, slot: int, x: FloatArray, depths: NDArray[np.int64]) -> FloatArray:
         """Tokens (n, C), deepest first, to components (n, depths[0]); those beyond a token's depth mean nothing."""
-        y = np.empty((len(x) + len(x) % 2, depths[0]), np.float32)
-        for channels, members, at, _ in self._parts[slot]:
+        y = np.empty((len(x), depths[0]), np.float32)
+        sums = new_tile()
+        panels = self._panels.get(slot) or self._in_panels(slot)
+        for members, part, start in zip(self._members[slot], panels, self.starts.tolist(), strict=False):
             used = members[: members.searchsorted(depths[0])]
-            multiply_rows(x, depths, channels.start, channels.stop - channels.start, self.rows, at, used, y)
-        return y[: len(x)]
+            multiply_rows(x, depths, start, part, used, y, sums)
+        return y
+
+    def _in_panels(self, slot: int) -> list[FloatArray]:
+        """A basis as products want it, kept from the first one on: who only decodes does without."""
+        found, at = [], slot * self._components
+        for members, width in zip(self._members[slot], np.diff(self.starts), strict=True):
+            found.append(to_panels(self.rows[at : at + members.size, :width]))
+            at += members.size
+        self._panels[slot] = found
+        return found
 
 
 class Predictor:

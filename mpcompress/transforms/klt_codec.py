@@ -98,9 +98,7 @@ class KltCodec(FeatureCodec):
     def batch_key(self, specs: Sequence[TensorSpec], params: CodingParams | None) -> Hashable:
         """Any shapes and params share a batch, and the rows of small groups share matrix products.
 
-        Large groups have products of their own: in one of BLAS over the rows of several items the rounding of a row
-        depends on where it lies, with the kernels of some processors, and a rounding can change a symbol. Those of
-        `klt_products`, which small groups have, round every row alike.
+        Products round every row alike, see `klt_products`; large groups gain nothing from company.
         """
         return self.id
 

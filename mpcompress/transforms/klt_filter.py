@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from mpcompress._numba import njit, types
 from mpcompress.errors import CodecFileError
 from mpcompress.transforms.klt_haar import F1R, F3, F3R
+from mpcompress.transforms.klt_products import multiply, to_panels
 
 __all__ = ["FULL_STRENGTH", "SPAN", "Filter", "FilterModel", "hidden_units"]
 
@@ -109,14 +110,15 @@ class Filter:
 
     def __init__(self, model: FilterModel) -> None:
         self._start = model.start
-        self._inner = np.ascontiguousarray((model.inner * model.inner_scale[:, None]).T)
+        self._hidden = len(model.inner)
+        self._inner = to_panels(model.inner * model.inner_scale[:, None])
         self._context = [
             np.ascontiguousarray((rows * scale[:, None]).T)
             for rows, scale in zip(model.context, model.context_scale, strict=True)
         ]
         self._near = np.ascontiguousarray(model.near.transpose(1, 2, 0))
         self._bias, self._gain = model.bias.T, model.gain.T
-        self._outer = model.outer * model.outer_scale[:, None]
+        self._outer = to_panels((model.outer * model.outer_scale[:, None]).T)
 
     def works(self, log2_step: int) -> bool:
         """Whether units of this step are filtered; of steps beyond those it was made for none are."""
@@ -140,11 +142,10 @@ class Filter:
         context = tokens.mean(axis=0) @ self._context[0]
         if head is not None and len(self._context) > 1:
             context += head @ self._context[1]
-        units = np.matmul(tokens, self._inner).reshape(h, w, -1)
+        units = multiply(tokens, self._inner, self._hidden).reshape(h, w, -1)
         hidden = np.empty_like(units)
         hidden_units(units, self._near, context + powers @ self._bias, powers @ self._gain, hidden)
-        change: FloatArray = np.matmul(hidden.reshape(h * w, -1), self._outer).reshape(h, w, channels)
-        return change
+        return multiply(hidden.reshape(h * w, -1), self._outer, channels).reshape(h, w, channels)
 
 
 @njit(types.void(F3R, F3R, F1R, F1R, F3), lazy=True, fastmath={"contract"})

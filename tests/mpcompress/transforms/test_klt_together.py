@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mpcompress.codec import CodingParams
 from mpcompress.errors import CodingCancelledError, InvalidInputError, NonFiniteError, OutOfRangeError
 from mpcompress.transforms.klt_basis import Bases, group_starts
-from mpcompress.transforms.klt_products import FEW_ROWS, multiply_rows
+from mpcompress.transforms.klt_products import PANEL, multiply, multiply_rows, new_tile, to_panels
 from mpcompress.transforms.klt_together import SHARED_ELEMENTS, shares
 
 
@@ -49,53 +49,73 @@ def bases_of(channels: int, components: int) -> Bases:
     return Bases(stored, group[None], starts)
 
 
-def multiplied(x: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    y = np.full((len(x) + 1, len(basis)), np.nan, np.float32)
-    depths = np.full(len(x), len(basis))
-    multiply_rows(x, depths, 0, x.shape[1], basis, 0, np.arange(len(basis)), y)
-    return y[: len(x)]
+def multiplied(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return multiply(x, to_panels(matrix), len(matrix))
 
 
 @given(
     width=st.integers(1, 70),
-    members=st.integers(1, 13),
-    rows=st.integers(1, 9),
-    before=st.integers(0, 5),
-    after=st.integers(0, 5),
+    members=st.integers(1, 2 * PANEL + 5),
+    rows=st.integers(1, 19),
+    before=st.integers(0, 9),
+    after=st.integers(0, 9),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=150, deadline=None)
 def test_a_row_has_its_bits_wherever_it_lies(width, members, rows, before, after, seed):
     rng = np.random.default_rng(seed)
-    x, basis = rng.normal(size=(rows, width)).astype(np.float32), rng.normal(size=(members, width)).astype(np.float32)
+    x, matrix = rng.normal(size=(rows, width)).astype(np.float32), rng.normal(size=(members, width)).astype(np.float32)
     others = [(rng.normal(size=(n, width)) * 10.0 ** rng.integers(-30, 30)).astype(np.float32) for n in (before, after)]
-    around = multiplied(np.concatenate([others[0], x, others[1]]), basis)[before : before + rows]
-    each = np.concatenate([multiplied(row[None], basis) for row in x])
+    around = multiplied(np.concatenate([others[0], x, others[1]]), matrix)[before : before + rows]
+    each = np.concatenate([multiplied(row[None], matrix) for row in x])
     assert np.array_equal(around, each)
-    assert np.array_equal(multiplied(x, basis), each)
-    assert np.array_equal(multiplied(np.ascontiguousarray(x[::-1]), basis)[::-1], each)
-    for member in range(members):
-        assert np.array_equal(multiplied(x, basis[member : member + 1])[:, 0], each[:, member])
-    exact = x.astype(np.float64) @ basis.T.astype(np.float64)
-    assert np.allclose(each, exact, atol=1e-6 * width * float(np.abs(x).max() * np.abs(basis).max()))
+    assert np.array_equal(multiplied(x, matrix), each)
+    assert np.array_equal(multiplied(np.ascontiguousarray(x[::-1]), matrix)[::-1], each)
+    for member in range(0, members, 7):
+        assert np.array_equal(multiplied(x, matrix[member : member + 1])[:, 0], each[:, member])
+    exact = x.astype(np.float64) @ matrix.T.astype(np.float64)
+    assert np.allclose(each, exact, atol=1e-6 * width * float(np.abs(x).max() * np.abs(matrix).max()))
+
+
+@pytest.mark.parametrize("rows", range(1, 18))
+def test_products_write_what_is_asked_for_and_nothing_else(rows):
+    rng = np.random.default_rng(rows)
+    x = rng.normal(size=(rows, 40)).astype(np.float32)
+    matrix = rng.normal(size=(PANEL + 9, 11)).astype(np.float32)
+    members = np.flatnonzero(rng.random(3 * PANEL) < 0.4)[: PANEL + 9]
+    depths = np.sort(rng.integers(0, 3 * PANEL + 1, rows))[::-1].copy()
+    y = np.full((rows + 1, 3 * PANEL), np.nan, np.float32)
+    multiply_rows(x, depths, 17, to_panels(matrix), members, y, new_tile())
+    exact = np.full_like(y, np.nan)
+    exact[:rows, members] = x[:, 17:28] @ matrix[: members.size].T
+    assert np.isnan(y[rows]).all()
+    for row, depth in enumerate(depths):
+        assert np.allclose(y[row, :depth], exact[row, :depth], atol=1e-4, equal_nan=True)
+    others = np.setdiff1d(np.arange(3 * PANEL), members)
+    assert np.isnan(y[:, others]).all()
 
 
 @pytest.mark.parametrize(("channels", "components"), [(12, 12), (384, 131), (1024, 40), (1100, 900)])
 def test_bases_give_each_what_it_gets_alone(channels, components):
     bases = bases_of(channels, components)
     rng = np.random.default_rng(2)
-    x = rng.normal(size=(FEW_ROWS + 1, channels)).astype(np.float32)
-    begins = [0, 1, 4, 9, FEW_ROWS]
+    x = rng.normal(size=(65, channels)).astype(np.float32)
+    begins = [0, 1, 4, 9, 64]
     for depth in (components, components // 2 + 1, 3):
         rows, depths = [x[a:b] for a, b in pairwise(begins)], [depth // 2, depth, 0, depth - depth // 3]
-        # With one row more a product is BLAS's, which adds in an order of its own.
         whole = bases.forward(0, x, depth)
         found = bases.forward_few(0, rows, depths)
         for part, own, deep, begin in zip(found, rows, depths, begins[:-1], strict=True):
             assert part.shape == (len(own), deep)
             assert part.flags.c_contiguous
             assert np.array_equal(part, bases.forward(0, own, deep))
-            assert np.allclose(part, whole[begin : begin + len(own), :deep], atol=1e-5 * channels**0.5)
+            assert np.array_equal(part, whole[begin : begin + len(own), :deep])
+        for group, (start, end) in enumerate(pairwise(bases.starts)):
+            members = np.flatnonzero(bases.group[0] == group)
+            matrix = bases.rows[bases.place[0, members], : end - start]
+            assert np.allclose(
+                whole[:, members[members < depth]], (x[:, start:end] @ matrix.T)[:, members < depth], atol=1e-5
+            )
 
 
 @given(sizes=st.lists(st.integers(0, SHARED_ELEMENTS + SHARED_ELEMENTS // 8), max_size=40))
