@@ -2,13 +2,16 @@
 
 The coder (Duda 2013, arXiv 1311.2540; range variant) has one 32-bit state in [2^16, 2^32) and 16-bit little-endian
 words. A symbol is an interval [start, start + freq) of [0, 2^precision), 8 <= precision <= 16. A stream is the
-encoder's last state (4 bytes) and its words in the order in which a decoder wants them:
+encoder's last state and its words in the order in which a decoder wants them:
 
     encoder   forward: `collect` intervals   ->   backward: `rans_put` each   ->   state, words
     decoder   `rans_open`  ->  `rans_get` symbol by symbol, forward           ->   `rans_closed`
 
 So a decoder may compute the table row of a symbol from the symbols before it. It starts from the encoder's last state
 and must end in the encoder's first, 2^16, with no byte left: `rans_closed`. A cut or extended stream never does.
+
+That is the long ending, where the last state has four bytes. Kernels that know the short one as well, see `ending`,
+begin with `open_stream`, which Python calls, and give the steps its array.
 
 A symbol outside its table's range is the table's last symbol, one bit for the side (1 above), and the distance to the
 range as an Exp-Golomb code of order 0, all as intervals of power-of-two width.
@@ -26,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from mpcompress._numba import njit, types
+from mpcompress.entropy.ending import STATE_LOW, next_low
 from mpcompress.entropy.tables import CDF_BEGIN, LUT_BITS
 
 __all__ = [
@@ -40,9 +44,6 @@ __all__ = [
     "rans_open",
     "rans_put",
 ]
-
-STATE_LOW = 1 << 16
-"""Lower end of the state's interval, and the state in which encoders start and decoders must end."""
 
 MAX_ESCAPE_INTERVALS = 1 + 1 + 32 + 4
 """Most intervals of one symbol: escape, side, unary prefix, suffix of at most 31 bits in pieces of 8."""
@@ -88,34 +89,43 @@ def rans_closed(data: Array, pos: Int, state: Int) -> Any:
 
 
 @njit(forceinline=True)
-def rans_advance(data: Array, pos: Int, state: Int, start: Int, freq: Int, precision: Int) -> tuple[Int, Int]:
+def rans_advance(
+    data: Array, pos: Int, state: Int, start: Int, freq: Int, precision: Int, reader: Array = None
+) -> tuple[Int, Int]:
     """Take the interval that the state points to off it: returns `pos`, `state`."""
+    last = state
     state = freq * (state >> precision) + (state & ((1 << precision) - 1)) - start
     if state < STATE_LOW:
         if pos + 2 <= data.size:
             state = state << 16 | np.int64(data[u64(pos)]) | np.int64(data[u64(pos + 1)]) << 8
             pos += 2
-        else:
+        elif reader is None:
             state = STATE_LOW
             pos = data.size + 2
+        else:
+            pos, state = next_low(data, pos, state, last, start, freq, reader)
     return pos, state
 
 
 @njit(forceinline=True)
-def rans_get_bits(data: Array, pos: Int, state: Int, bits: Int, precision: Int) -> tuple[Int, Int, Int]:
+def rans_get_bits(
+    data: Array, pos: Int, state: Int, bits: Int, precision: Int, reader: Array = None
+) -> tuple[Int, Int, Int]:
     """Decode 1 <= `bits` <= precision equiprobable bits: returns their value, `pos`, `state`."""
     shift = precision - bits
     value = (state & ((1 << precision) - 1)) >> shift
-    pos, state = rans_advance(data, pos, state, value << shift, 1 << shift, precision)
+    pos, state = rans_advance(data, pos, state, value << shift, 1 << shift, precision, reader)
     return value, pos, state
 
 
 @njit()
-def _get_escaped(data: Array, pos: Int, state: Int, low: Int, high: Int, precision: Int) -> tuple[Int, Int, Int]:
+def _get_escaped(
+    data: Array, pos: Int, state: Int, low: Int, high: Int, precision: Int, reader: Array
+) -> tuple[Int, Int, Int]:
     value, length, above, bits = np.int64(1), np.int64(-1), np.int64(0), np.int64(1)
     prefix = True
     while prefix or length > 0:
-        piece, pos, state = rans_get_bits(data, pos, state, bits, precision)
+        piece, pos, state = rans_get_bits(data, pos, state, bits, precision, reader)
         if not prefix:
             value = value << bits | piece
             length -= bits
@@ -136,7 +146,7 @@ def _get_escaped(data: Array, pos: Int, state: Int, low: Int, high: Int, precisi
 
 
 @njit(forceinline=True)
-def rans_get(data: Array, pos: Int, state: Int, tables: Array, row: Int) -> tuple[Int, Int, Int]:
+def rans_get(data: Array, pos: Int, state: Int, tables: Array, row: Int, reader: Array = None) -> tuple[Int, Int, Int]:
     """Decode one symbol of table `row`: returns it (within int32), `pos` and `state`."""
     precision = np.int64(tables[0])
     block = np.int64(tables[u64(1 + row)])
@@ -149,10 +159,10 @@ def rans_get(data: Array, pos: Int, state: Int, tables: Array, row: Int) -> tupl
         index += 1
     start = np.int64(tables[u64(cdf + index)])
     freq = np.int64(tables[u64(cdf + index + 1)]) - start
-    pos, state = rans_advance(data, pos, state, start, freq, precision)
+    pos, state = rans_advance(data, pos, state, start, freq, precision, reader)
     if index < size:
         return low + index, pos, state
-    return _get_escaped(data, pos, state, low, low + size, precision)
+    return _get_escaped(data, pos, state, low, low + size, precision, reader)
 
 
 @njit(forceinline=True)

@@ -1,7 +1,8 @@
 """Symbols and table rows in, bytes out, and back: the coder of the calibrated codecs.
 
 One stream per call, described in `mpcompress.entropy.primitives`; no length, table or row is stored in it, so decoding
-needs the same rows and the same tables. It costs about 3 bytes more than the ideal code length of its symbols.
+needs the same rows, the same tables and the same ending. It costs about 3 bytes more than the ideal code length of its
+symbols, and half of that with the short `ending`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcompress._numba import njit, types
+from mpcompress.entropy.ending import (
+    END,
+    LONG,
+    MAX_TAIL,
+    READER_TYPE,
+    SHORT,
+    STATE_LOW,
+    Ending,
+    is_closed,
+    open_stream,
+    put_low,
+)
 from mpcompress.entropy.primitives import (
     MAX_ESCAPE_INTERVALS,
-    STATE_LOW,
     TABLES_TYPE,
     Array,
     Int,
-    rans_closed,
+    collect,
     rans_get,
-    rans_open,
     rans_put,
     u64,
 )
@@ -31,45 +42,51 @@ __all__ = ["decode", "encode", "encode_intervals"]
 
 Buffer = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
+_FIRST, _END = END.start, END.stop
 _U8 = types.Array(types.uint8, 1, "C", readonly=True)
 _U16 = types.Array(types.uint16, 1, "C", readonly=True)
 _U32 = types.Array(types.uint32, 1, "C", readonly=True)
 _I32 = types.Array(types.int32, 1, "C", readonly=True)
 
 
-def encode(symbols: npt.ArrayLike, rows: npt.ArrayLike, tables: CdfTables) -> bytes:
+def encode(symbols: npt.ArrayLike, rows: npt.ArrayLike, tables: CdfTables, ending: Ending = LONG) -> bytes:
     """Code n symbols, each with its row of the tables.
 
     Args:
         symbols: integers in the int32 range, any shape, read in C order.
         rows: integers in [0, tables.count), same number of elements.
         tables: the frequencies.
+        ending: of the stream; short ones take tables of 16-bit precision.
 
     Returns:
         The stream; empty when there are no symbols.
 
     Raises:
-        InvalidInputError: wrong dtypes or sizes, a symbol beyond int32, a row outside the tables.
+        InvalidInputError: wrong dtypes or sizes, a symbol beyond int32, a row outside the tables, another ending.
     """
+    short = _is_short(ending, tables)
     values = _symbols(symbols)
     checked = _rows(rows, tables.count)
     if values.size != checked.size:
         raise InvalidInputError(f"{values.size} symbols with {checked.size} rows", field="rows")
     words = np.empty(values.size + 2 + MAX_ESCAPE_INTERVALS, np.uint16)  # an interval pushes out one word at most
-    begin = _encode(values, checked, tables.packed, words)
+    room = np.empty((2, MAX_ESCAPE_INTERVALS), np.uint32)
+    begin = _encode(values, checked, tables.packed, short, room, words)
     if begin < 0:  # many escapes
         words = np.empty(values.size * MAX_ESCAPE_INTERVALS + 2, np.uint16)
-        begin = _encode(values, checked, tables.packed, words)
-    return words[begin:].astype("<u2", copy=False).tobytes()
+        begin = _encode(values, checked, tables.packed, short, room, words)
+    stream = words[begin:].astype("<u2", copy=False).tobytes()
+    return stream.lstrip(b"\0") if short else stream  # of its first four bytes one is not 0, or there are no others
 
 
-def decode(data: Buffer, rows: npt.ArrayLike, tables: CdfTables) -> npt.NDArray[np.int32]:
+def decode(data: Buffer, rows: npt.ArrayLike, tables: CdfTables, ending: Ending = LONG) -> npt.NDArray[np.int32]:
     """Decode the symbols of a stream, one per row.
 
     Args:
         data: what `encode` returned.
         rows: the rows it was given, integers, any shape.
         tables: the tables it was given.
+        ending: the ending it was given.
 
     Returns:
         int32 symbols in the shape of `rows`.
@@ -77,12 +94,15 @@ def decode(data: Buffer, rows: npt.ArrayLike, tables: CdfTables) -> npt.NDArray[
     Raises:
         CorruptBitstreamError: no encoder writes these bytes for these rows. Altered bytes may also decode to other
             symbols: only a checksum outside the stream tells.
-        InvalidInputError: rows of a wrong dtype or outside the tables.
+        InvalidInputError: rows of a wrong dtype or outside the tables, another ending.
     """
+    _is_short(ending, tables)
     checked = _rows(rows, tables.count)
     buffer = np.frombuffer(data, np.uint8)
+    reader = open_stream(buffer[:4].tobytes(), buffer.size, ending)
     out = np.empty(checked.size, np.int32)
-    if not _decode(buffer, checked, tables.packed, out):
+    _decode(buffer, reader, checked, tables.packed, out)
+    if not is_closed(buffer.size, reader) or (buffer.size and not checked.size):
         raise CorruptBitstreamError(f"{buffer.size} bytes are not the code of {checked.size} symbols", field="data")
     return out.reshape(np.shape(rows))
 
@@ -110,6 +130,14 @@ def encode_intervals(starts: npt.ArrayLike, freqs: npt.ArrayLike, precision: int
     words = np.empty(first.size + 2, np.uint16)
     begin = _encode_intervals(first.astype(np.uint32), width.astype(np.uint32), precision, words)
     return words[begin:].astype("<u2", copy=False).tobytes()
+
+
+def _is_short(ending: Ending, tables: CdfTables) -> bool:
+    if ending not in (LONG, SHORT):
+        raise InvalidInputError(f"an ending is {LONG!r} or {SHORT!r}, not {ending!r}", field="ending")
+    if ending == SHORT and tables.precision != 16:
+        raise InvalidInputError(f"a short ending with a precision of {tables.precision} bits, not 16", field="ending")
+    return ending == SHORT
 
 
 def _integers(values: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
@@ -156,6 +184,14 @@ def _close(words: Array, pos: Int, state: Int) -> Any:
     return pos - 2
 
 
+@njit(forceinline=True)
+def _close_short(words: Array, pos: Int, state: Int) -> Any:
+    """The highest byte first."""
+    words[u64(pos - 1)] = (state & 0xFF) << 8 | (state >> 8 & 0xFF)
+    words[u64(pos - 2)] = (state >> 16 & 0xFF) << 8 | state >> 24
+    return pos - 2
+
+
 @njit()
 def _put_distance(words: Array, pos: Int, state: Int, above: Int, distance: Int, precision: Int) -> Any:
     """What follows an escape, from its end: the side, and the distance as an Exp-Golomb code."""
@@ -176,15 +212,32 @@ def _put_distance(words: Array, pos: Int, state: Int, above: Int, distance: Int,
     return pos, state
 
 
-@njit(types.int64(_I32, _U16, TABLES_TYPE, types.uint16[::1]))
-def _encode(symbols: Array, rows: Array, tables: Array, words: Array) -> Any:
-    """Write the stream to the end of `words`; returns where it begins, or -1 when there may be too little room."""
+@njit(types.int64(_I32, _U16, TABLES_TYPE, types.boolean, types.uint32[:, ::1], types.uint16[::1]))
+def _encode(symbols: Array, rows: Array, tables: Array, short: Any, room: Array, words: Array) -> Any:
+    """Write the stream to the end of `words`; returns where it begins, or -1 when there may be too little room.
+
+    Of a short stream the first four bytes are the state with the zeros before it. `room` is for a symbol's intervals.
+    """
     pos = np.int64(words.size)
     if symbols.size == 0:
         return pos
     precision = np.int64(tables[0])
-    state = np.int64(STATE_LOW)
-    for i in range(symbols.size - 1, -1, -1):
+    state, left, high = np.int64(STATE_LOW), np.int64(symbols.size), np.int64(0)
+    if short:
+        state, high, tail = np.int64(_FIRST), np.int64(_END), 0  # below 2^16 the lowest of those up to `high`
+        while left > 0 and high > 0 and tail <= MAX_TAIL:
+            left -= 1
+            count = collect(room[0], room[1], 0, tables, np.int64(rows[u64(left)]), np.int64(symbols[u64(left)]))
+            for i in range(count - 1, -1, -1):
+                start, freq = np.int64(room[0, i]), np.int64(room[1, i])
+                if high > 0:
+                    state, high = put_low(state, high, start, freq)
+                    tail += 1 if high > 0 else 0
+                if high == 0:
+                    pos, state = rans_put(words, pos, state, start, freq, precision)
+        if tail > MAX_TAIL:
+            pos, state, left = np.int64(words.size), np.int64(STATE_LOW), np.int64(symbols.size)
+    for i in range(left - 1, -1, -1):
         block = np.int64(tables[u64(1 + np.int64(rows[u64(i)]))])
         size = np.int64(tables[u64(block + 1)])
         index = symbols[u64(i)] - np.int64(tables[u64(block)])
@@ -197,17 +250,18 @@ def _encode(symbols: Array, rows: Array, tables: Array, words: Array) -> Any:
         entry = block + CDF_BEGIN + index
         start = np.int64(tables[u64(entry)])
         pos, state = rans_put(words, pos, state, start, tables[u64(entry + 1)] - start, precision)
+    if short:
+        return _close_short(words, pos, (state - _FIRST) & 0xFFFF if state < STATE_LOW else state)
     return _close(words, pos, state)
 
 
-@njit(types.boolean(_U8, _U16, TABLES_TYPE, types.int32[::1]), lazy=True)
-def _decode(data: Array, rows: Array, tables: Array, out: Array) -> Any:
-    if rows.size == 0:
-        return data.size == 0
-    pos, state = rans_open(data)
+@njit(types.void(_U8, READER_TYPE, _U16, TABLES_TYPE, types.int32[::1]), lazy=True)
+def _decode(data: Array, reader: Array, rows: Array, tables: Array, out: Array) -> None:
+    pos, state = reader[0], reader[1]
     for i in range(rows.size):
-        symbol, pos, state = rans_get(data, pos, state, tables, np.int64(rows[i]))
-        out[i] = symbol
         if pos > data.size:
-            return False
-    return rans_closed(data, pos, state)
+            break
+        symbol, pos, state = rans_get(data, pos, state, tables, np.int64(rows[i]), reader)
+        out[i] = symbol
+    reader[0] = pos
+    reader[1] = state

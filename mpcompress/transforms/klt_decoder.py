@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.entropy.primitives import STATE_LOW
+from mpcompress.entropy.ending import MAX_TAIL, SHORT, is_closed, open_stream
 from mpcompress.entropy.tables import CDF_BEGIN, CdfTables
 from mpcompress.errors import CorruptBitstreamError
 from mpcompress.transforms.klt_context import MAGNITUDES, Memory, new_memory
@@ -55,14 +55,12 @@ class StreamReader:
     def read(self, stream: bytes, plans: list[Plan], statistics: Statistics) -> list[Decoded]:
         """Symbols of the samples of a stream. Raises CorruptBitstreamError when no encoder writes it."""
         data = np.frombuffer(stream, np.uint8)
-        reader = np.array([4, int.from_bytes(stream[:4], "little")], np.int64)
-        if data.size == 0:
-            reader[:] = 0, STATE_LOW
-        elif data.size < 4 or reader[1] < STATE_LOW:
+        reader = open_stream(stream[:4], data.size, self._engine.model.ending)
+        if reader[0] > data.size:
             raise _corrupt(data.size)
-        room = 8 * data.size + _ROUNDING_SYMBOLS
+        room = 8 * data.size + (MAX_TAIL if self._engine.model.ending == SHORT else _ROUNDING_SYMBOLS)
         found = [self._sample(data, reader, plan, statistics, room) for plan in plans]
-        if reader[0] != data.size or reader[1] != STATE_LOW:
+        if not is_closed(data.size, reader):
             raise _corrupt(data.size)
         return found
 

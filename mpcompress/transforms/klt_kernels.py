@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpcompress._numba import njit, types
+from mpcompress.entropy.ending import READER_TYPE
 from mpcompress.entropy.primitives import TABLES_TYPE, rans_advance, rans_get
 from mpcompress.transforms.klt_context import (
     BLOCK,
@@ -177,7 +178,7 @@ def quantise_rows(
 
 @njit(
     types.int64(
-        *(_U8_1R, I64_1, I32_1R, I32_1R, *_CONTEXT, TABLES_TYPE, _I32_2R),
+        *(_U8_1R, READER_TYPE, I32_1R, I32_1R, *_CONTEXT, TABLES_TYPE, _I32_2R),
         *(_I32_1, _U16_1, _I32_1, I64_1, _I32_1),
     )
 )
@@ -206,7 +207,7 @@ def decode_rows(
 ) -> Int:
     """Decode the rows of one sample; returns how many symbols are not 0, or -1 when the bytes are no stream.
 
-    `reader` is [position, state] of `rans_open`, and is moved on. `zeros` (CLASSES, 2) holds where the interval of
+    `reader` is that of `open_stream`, and is moved on. `zeros` (CLASSES, 2) holds where the interval of
     symbol 0 begins in each table, and its width: most symbols are 0. The lists receive only symbols that are not 0:
     row r has those from begins[r] up to begins[r + 1], in components below depths[r]. Lists that are too short for
     what the bytes say end in -1 as well.
@@ -239,9 +240,9 @@ def decode_rows(
                 start, freq = i64(zeros[u64(c), 0]), i64(zeros[u64(c), 1])
                 at = (state & mask) - start
                 if at >= 0 and at < freq:
-                    pos, state = rans_advance(data, pos, state, start, freq, precision)
+                    pos, state = rans_advance(data, pos, state, start, freq, precision, reader)
                 else:
-                    q, pos, state = rans_get(data, pos, state, tables, c)
+                    q, pos, state = rans_get(data, pos, state, tables, c, reader)
                     size = abs(q)
                     if count == room or size > MAX_SYMBOL or size == 0:
                         return -1

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpcompress.codec import QpRange, fingerprint_of
+from mpcompress.entropy.ending import LONG, SHORT, Ending
 from mpcompress.entropy.tables import CdfTables
 from mpcompress.transforms.klt_context import MAGNITUDES, UNITS
 from mpcompress.transforms.klt_filter import FilterModel
@@ -21,9 +22,8 @@ from mpcompress.transforms.klt_pyramid import kind_count
 from mpcompress.transforms.klt_rules import check_arrays, check_numbers
 
 FAMILY = "klt"
-BITSTREAM_VERSION = 2
-FILTERED_VERSION = 3
-"""Bitstream version of codecs with a filter; their symbols are as in version 2."""
+VERSIONS: dict[int, tuple[bool, Ending]] = {2: (False, LONG), 3: (True, LONG), 4: (False, SHORT), 5: (True, SHORT)}
+"""Whether there is a filter behind the decoder, and how streams end, by bitstream version; symbols are alike in all."""
 
 SCALE_OF_DEVIATION = 0.8
 """E|x| of what is between a normal and a Laplace variable, over its deviation."""
@@ -71,6 +71,7 @@ class KltModel:
         points: float32 (n, 3), expected log2 of qp step in 1/48 octave, bpfp and NMSE. Only encoders use it.
         tables: 96 tables of q.
         filter: of decoded features; None: there is none.
+        ending: of its streams; long in files of versions that had no other.
         card: what a person wants to know: JSON-able.
     """
 
@@ -106,6 +107,7 @@ class KltModel:
     points: NDArray[np.float32]
     tables: CdfTables
     filter: FilterModel | None = None
+    ending: Ending = SHORT
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -117,7 +119,8 @@ class KltModel:
     @property
     def bitstream_version(self) -> int:
         """Of the units it makes and decodes."""
-        return BITSTREAM_VERSION if self.filter is None else FILTERED_VERSION
+        own = self.filter is not None, self.ending
+        return next(version for version, parts in VERSIONS.items() if parts == own)
 
     @property
     def channels(self) -> int:

@@ -12,7 +12,7 @@ from mpcompress.codec import QpRange
 from mpcompress.entropy.tables import CdfTables
 from mpcompress.errors import CodecFileError
 from mpcompress.transforms.klt_filter import FilterModel
-from mpcompress.transforms.klt_model import BITSTREAM_VERSION, FAMILY, FILTERED_VERSION, KltModel
+from mpcompress.transforms.klt_model import FAMILY, VERSIONS, KltModel
 from mpcompress.transforms.tensor_file import read_tensor_file, write_tensor_file
 
 __all__ = ["read_model", "write_model"]
@@ -53,15 +53,14 @@ def read_model(data: bytes) -> KltModel:
         header = json.loads(metadata[_METADATA_KEY])
         if header["family"] != FAMILY:
             raise CodecFileError(f"a file of family {header['family']!r}, not {FAMILY}", field="weights")
-        filtered = header["bitstream_version"] == FILTERED_VERSION
-        if not filtered and header["bitstream_version"] != BITSTREAM_VERSION:
-            said = header["bitstream_version"]
+        said = header["bitstream_version"]
+        if said not in VERSIONS:
             raise CodecFileError(
-                f"a file of bitstream version {said!r}; this release reads {BITSTREAM_VERSION} "
-                f"and {FILTERED_VERSION}: "
+                f"a file of bitstream version {said!r}; this release reads {', '.join(map(str, VERSIONS))}: "
                 "calibrate again, or get this codec's file for this release",
                 field="weights",
             )
+        filtered, ending = VERSIONS[said]
         table_parts = {name: tensors.pop(f"table_{name}") for name in _TABLE_PARTS}
         minimum, maximum, default = (_integer(value) for value in header["qp_eighths"])
         parts: dict[str, Any] = dict(tensors)
@@ -79,6 +78,7 @@ def read_model(data: bytes) -> KltModel:
             qp=QpRange(minimum=minimum, maximum=maximum, default=default),
             tables=CdfTables(**table_parts, precision=_integer(header["precision"])),
             card=dict(header["card"]),
+            ending=ending,
             **parts,
         )
     except CodecFileError:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mpcompress.entropy.ending import SHORT
 from mpcompress.errors import CodecFileError
 from mpcompress.transforms.klt_basis import group_starts
 from mpcompress.transforms.klt_context import CLASSES, EVIDENCE_LIMIT, FEATURES, MAGNITUDES
@@ -125,6 +126,8 @@ def _check_ranges(model: KltModel, bases: int) -> None:
     begins = np.cumsum(model.tables.lengths) - model.tables.lengths
     freqs = model.tables.freqs.copy()
     freqs[begins - model.tables.offsets] = 0
-    # So a stream of n bytes has at most 8 n + 64 symbols that are not 0, and decoders can bound their memory by that.
+    if model.ending == SHORT and model.tables.precision != 16:
+        raise CodecFileError(f"a precision of {model.tables.precision} bits, not 16", field="table_freqs")
+    # So a stream of n bytes has few more than 8 n symbols that are not 0, and decoders can bound their memory by that.
     if int(freqs.max()) > 1 << (model.tables.precision - 1):
         raise CodecFileError("a symbol other than 0 has a probability above a half", field="table_freqs")

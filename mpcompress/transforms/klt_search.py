@@ -91,9 +91,10 @@ class Trial:
     def encode(self, model: KltModel) -> bytes:
         """The stream."""
         if len(self.symbols) == 1:
-            return encode(self.symbols[0].values, self.symbols[0].classes, model.tables)
+            return encode(self.symbols[0].values, self.symbols[0].classes, model.tables, model.ending)
         values = np.concatenate([part.values for part in self.symbols])
-        return encode(values, np.concatenate([part.classes for part in self.symbols]), model.tables)
+        classes = np.concatenate([part.classes for part in self.symbols])
+        return encode(values, classes, model.tables, model.ending)
 
 
 def search(item: Item) -> Coding[Trial]:

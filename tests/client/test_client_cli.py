@@ -245,7 +245,7 @@ def test_calibrate_then_code_on_this_device_and_on_a_server(mpcompress, block6, 
     done = mpcompress("compress", "h0.npy", "-o", "h0.mpc", "--codec", "mine.safetensors", "--local", "--qp", "36")
     assert done.code == 0, done.err
     assert CodedUnit.load("h0.mpc").codec_id == "my-codec"
-    assert CodedUnit.load("h0.mpc").header.bitstream_version == 3
+    assert CodedUnit.load("h0.mpc").header.bitstream_version == 5
     assert mpcompress("decompress", "h0.mpc", "-o", "r.npy", "--local", "--codec", "mine.safetensors").code == 0
     assert np.load("r.npy").shape == (65, 32)
     unknown = mpcompress("decompress", "h0.mpc", "-o", "r.npy", "--local")

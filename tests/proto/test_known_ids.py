@@ -66,7 +66,7 @@ def test_the_library_knows_what_a_klt_unit_costs_beside_its_payload(codec_id):
     """It may not ask the wire contract, so it counts on its own."""
     unit = CodedUnit.build(
         codec_id=codec_id,
-        bitstream_version=3,
+        bitstream_version=5,
         fingerprint=bytes(8),
         arithmetic=pb.ARITHMETIC_EXACT,
         tensors=[spec_of(np.zeros((1, 257, 384), np.float16))],

@@ -14,10 +14,20 @@ from mpcompress.entropy import CdfTables, IndexedTables
 @pytest.fixture(scope="session")
 def laplace_tables() -> CdfTables:
     """40 zero-mean Laplace tables, scales 2^-2 ... 2^2.9, cut where 2^-9 or so remains for the escape."""
+    return _laplace(15)
+
+
+@pytest.fixture(scope="session")
+def fine_tables() -> CdfTables:
+    """The same with the precision of short endings."""
+    return _laplace(16)
+
+
+def _laplace(precision: int) -> CdfTables:
     scales = 2.0 ** (np.arange(40) / 8 - 2)
     reaches = np.ceil(scales * 6).astype(int)
     pmfs = [np.exp(-np.abs(np.arange(-r, r + 1)) / s) for r, s in zip(reaches, scales, strict=True)]
-    return CdfTables.from_pmfs(pmfs, -reaches, precision=15, escape_mass=2.0**-9)
+    return CdfTables.from_pmfs(pmfs, -reaches, precision=precision, escape_mass=2.0**-9)
 
 
 @pytest.fixture(scope="session")

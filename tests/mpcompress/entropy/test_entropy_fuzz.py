@@ -10,6 +10,7 @@ import pytest
 
 from mpcompress.entropy import CdfTables, IndexedTables, decode, encode
 from mpcompress.entropy.compressai_format import decode_with_indexes, encode_with_indexes
+from mpcompress.entropy.ending import Ending
 from mpcompress.errors import CorruptBitstreamError
 
 
@@ -26,27 +27,42 @@ def damaged(data: bytes, rng: np.random.Generator, count: int) -> Iterator[bytes
         yield rng.bytes(int(rng.integers(0, 2 * size)))
 
 
-def test_own_format(laplace_tables: CdfTables) -> None:
+@pytest.mark.parametrize("ending", ["long", "short"])
+@pytest.mark.parametrize("n", [5, 150])
+def test_own_format(laplace_tables: CdfTables, fine_tables: CdfTables, ending: Ending, n: int) -> None:
+    tables = laplace_tables if ending == "long" else fine_tables
     rng = np.random.default_rng(11)
-    rows = rng.integers(0, 40, 150).astype(np.uint8)
-    symbols = np.rint(rng.standard_cauchy(150) * 2.0 ** (rows / 8 - 2)).astype(np.int32)
-    data = encode(symbols, rows, laplace_tables)
-    refused = 0
-    for bad in damaged(data, rng, 1500):
+    rows = rng.integers(0, 40, n).astype(np.uint8)
+    symbols = np.rint(rng.standard_cauchy(n) * 2.0 ** (rows / 8 - 2)).astype(np.int32)
+    data = encode(symbols, rows, tables, ending)
+    accepted = 0
+    extended = [data + extra for extra in (b"\0", b"\0\0", b"\xff\xff", b"\0\0\1\0", data)]
+    padded = [extra + data for extra in (b"\0", b"\0\0", b"\0" * 4, b"\1", b"\1\0")]
+    cut = [data[:end] for end in range(len(data))]
+    for bad in (*damaged(data, rng, 1500), *cut, *extended, *padded):
         try:
-            decoded = decode(bad, rows, laplace_tables)
+            decoded = decode(bad, rows, tables, ending)
         except CorruptBitstreamError:
-            refused += 1
-        else:
-            # Accepted bytes are exactly those that an encoder writes for what they decode to.
-            assert encode(decoded, rows, laplace_tables) == bad
-    assert refused > 4400  # 3 of 65536 slip through by chance, and some damage is none
-    for end in range(len(data)):
-        with pytest.raises(CorruptBitstreamError):
-            decode(data[:end], rows, laplace_tables)
-    for extra in (b"\0", b"\0\0", b"\xff\xff", b"\0\0\1\0", data):
-        with pytest.raises(CorruptBitstreamError):
-            decode(data + extra, rows, laplace_tables)
+            continue
+        # Accepted bytes are exactly those that an encoder writes for what they decode to.
+        assert encode(decoded, rows, tables, ending) == bad
+        accepted += bad != data
+    assert accepted < 30  # of 4500
+
+
+def test_short_endings_of_every_size(fine_tables: CdfTables) -> None:
+    """Of all streams of two bytes, what decodes is what an encoder writes."""
+    rows = np.array([3, 30, 12, 30], np.uint8)
+    found = set()
+    for value in range(1 << 16):
+        data = value.to_bytes(2, "big").lstrip(b"\0")
+        try:
+            decoded = decode(data, rows, fine_tables, "short")
+        except CorruptBitstreamError:
+            continue
+        assert encode(decoded, rows, fine_tables, "short") == data
+        found.add(tuple(decoded.tolist()))
+    assert len(found) > 100
 
 
 def test_compressai_format(indexed_tables: IndexedTables) -> None:
@@ -77,15 +93,21 @@ def decode_loosely(data: bytes, indexes: np.ndarray, tables: IndexedTables) -> N
         assert decode_with_indexes(data, indexes, tables, strict=False).size == indexes.size
 
 
-def test_megabytes_of_ones_end_soon(laplace_tables: CdfTables, indexed_tables: IndexedTables) -> None:
+def test_megabytes_of_ones_end_soon(
+    laplace_tables: CdfTables, fine_tables: CdfTables, indexed_tables: IndexedTables
+) -> None:
     """Escapes upon escapes: the loops end with the symbols, whatever follows."""
+    own: list[tuple[CdfTables, Ending]] = [(laplace_tables, "long"), (fine_tables, "short")]
     data = b"\xff" * (1 << 24)
     for n in (0, 1, 1000):
-        with pytest.raises(CorruptBitstreamError):
-            decode(data, np.zeros(n, np.uint8), laplace_tables)
+        for tables, ending in own:
+            with pytest.raises(CorruptBitstreamError):
+                decode(data, np.zeros(n, np.uint8), tables, ending)
         with pytest.raises(CorruptBitstreamError):
             decode_with_indexes(data, np.zeros(n, np.int32), indexed_tables)
-    with pytest.raises(CorruptBitstreamError):
-        decode(b"\xff" * 8, np.zeros(1 << 22, np.uint8), laplace_tables)
+    for size in (0, 1, 2, 3, 4, 8, 9):
+        for tables, ending in own:
+            with pytest.raises(CorruptBitstreamError):
+                decode(b"\xff" * size, np.zeros(1 << 22, np.uint8), tables, ending)
     with pytest.raises(CorruptBitstreamError):
         decode_with_indexes(b"\x7f" * 8, np.zeros(1 << 22, np.int32), indexed_tables)

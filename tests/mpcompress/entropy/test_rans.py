@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mpcompress._numba import njit, types
 from mpcompress.entropy import CdfTables, decode, encode, encode_intervals, rans
+from mpcompress.entropy.ending import MAX_TAIL, Ending
 from mpcompress.entropy.primitives import (
     MAX_ESCAPE_INTERVALS,
     TABLES_TYPE,
@@ -27,6 +28,14 @@ INT32 = np.iinfo(np.int32)
 
 GOLDEN = "42207b00f0ef1523fe3fc0ff000eff1fdfff56ff00303f07f9ffc13f"
 GOLDEN_INTERVALS = "000002006410"
+GOLDEN_SHORT = {
+    1: "2000",
+    2: "1dc4",
+    3: "1578ffe4c065ff7f92ff",
+    5: "0201fb880000f83ffd7f78ffe4ffc065ff7f92ff",
+    15: "6b1ca58bf8bf1a0f887b0000f83ffd7f78ffe4ffc065ff7f92ff",
+}
+"""By how many of the last symbols."""
 
 
 def sample(tables: CdfTables, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -49,20 +58,33 @@ def ideal_bits(tables: CdfTables, symbols: np.ndarray, rows: np.ndarray) -> floa
     return float((tables.precision - np.log2(tables.freqs[begins[rows] + index])).sum())
 
 
-def plain_decode(data: bytes, rows: np.ndarray, tables: CdfTables) -> list[int]:
+def plain_decode(data: bytes, rows: np.ndarray, tables: CdfTables, ending: str = "long") -> list[int]:
     """The format again, from its description, in plain Python integers."""
+    short = ending == "short"
     if len(rows) == 0:
         assert data == b""
         return []
-    words = [int.from_bytes(data[i : i + 2], "little") for i in range(0, len(data), 2)]
-    state = words.pop(0) | words.pop(0) << 16
+    begin = 4 if not short else len(data) if len(data) < 3 else 4 - len(data) % 2
+    words = [int.from_bytes(data[i : i + 2], "little") for i in range(begin, len(data), 2)]
+    state = int.from_bytes(data[:begin], "big" if short else "little")
+    if short and len(data) < 3:
+        state = (state + 16384) % 65536
     precision = tables.precision
 
     def take(start: int, freq: int) -> None:
         nonlocal state
-        state = freq * (state >> precision) + state % (1 << precision) - start
-        if state < 1 << 16:
+        last, state = state, freq * (state >> precision) + state % (1 << precision) - start
+        if state >= 1 << 16:
+            return
+        if words:
             state = state << 16 | words.pop(0)
+            return
+        assert short
+        if last < 1 << 16:
+            state = state * 65536 // freq
+        else:
+            making_way = {k * 65536 // freq for k in range(freq)}
+            state = [n for n in range(65536) if n not in making_way][state - freq]
 
     def bits(count: int) -> int:
         value = state % (1 << precision) >> (precision - count)
@@ -93,13 +115,13 @@ def plain_decode(data: bytes, rows: np.ndarray, tables: CdfTables) -> list[int]:
             symbol = high + value - 1 if above else low - value
         symbols.append(symbol)
     assert not words
-    assert state == 1 << 16
+    assert state == 1 << 16 or (short and 16384 <= state < 16640)
     return symbols
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[CdfTables, np.ndarray, np.ndarray]:
-    precision = draw(st.integers(8, 16))
+def cases(draw: st.DrawFn, precisions: st.SearchStrategy[int]) -> tuple[CdfTables, np.ndarray, np.ndarray]:
+    precision = draw(precisions)
     weights = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=40).filter(lambda p: sum(p) > 0)
     pmfs = draw(st.lists(weights, min_size=1, max_size=5))
     limits = st.integers(-(1 << 30), 1 << 30)
@@ -117,13 +139,27 @@ def cases(draw: st.DrawFn) -> tuple[CdfTables, np.ndarray, np.ndarray]:
     return tables, symbols.astype(np.int32), rows
 
 
-@given(cases())
+@given(cases(st.integers(8, 16)))
 @settings(max_examples=200, deadline=None)
 def test_round_trip_and_an_independent_decoder(case: tuple[CdfTables, np.ndarray, np.ndarray]) -> None:
     tables, symbols, rows = case
     data = encode(symbols, rows, tables)
     assert np.array_equal(decode(data, rows, tables), symbols)
     assert plain_decode(data, rows, tables) == symbols.tolist()
+
+
+@given(cases(st.just(16)), st.integers(1, 40))
+@settings(max_examples=200, deadline=None)
+def test_the_short_ending(case: tuple[CdfTables, np.ndarray, np.ndarray], times: int) -> None:
+    """Repeated symbols, too: runs of the same interval cost nothing for a long time."""
+    tables, symbols, rows = case
+    for last in (1, times):
+        values, of = np.tile(symbols, last), np.tile(rows, last)
+        data = encode(values, of, tables, "short")
+        assert np.array_equal(decode(data, of, tables, "short"), values)
+        assert len(data) <= len(encode(values, of, tables))
+        assert len(values) or not data
+    assert plain_decode(encode(symbols, rows, tables, "short"), rows, tables, "short") == symbols.tolist()
 
 
 @pytest.mark.parametrize("precision", [8, 12, 16])
@@ -154,15 +190,35 @@ def test_real_sizes_and_buffers(laplace_tables: CdfTables) -> None:
     assert writable == data
 
 
+@pytest.mark.parametrize("ending", ["long", "short"])
 @pytest.mark.parametrize(("n", "extra_bytes"), [(1, 4), (100, 5), (2500, 6), (98_688, 100)])
-def test_rate_is_within_a_few_bytes_of_the_ideal(laplace_tables: CdfTables, n: int, extra_bytes: int) -> None:
-    for seed in range(5):
-        symbols, rows = sample(laplace_tables, n, seed)
-        index = symbols - laplace_tables.offsets[rows]
-        inside = index < laplace_tables.lengths[rows] - 1
+def test_rate_is_within_a_few_bytes_of_the_ideal(
+    laplace_tables: CdfTables, fine_tables: CdfTables, n: int, extra_bytes: int, ending: Ending
+) -> None:
+    tables = laplace_tables if ending == "long" else fine_tables
+    excess = []
+    for seed in range(40 if n < 10_000 else 5):
+        symbols, rows = sample(tables, n, seed)
+        inside = symbols - tables.offsets[rows] < tables.lengths[rows] - 1
         symbols, rows = symbols[inside], rows[inside]
-        size = len(encode(symbols, rows, laplace_tables))
-        assert size <= ideal_bits(laplace_tables, symbols, rows) / 8 + extra_bytes
+        excess.append(len(encode(symbols, rows, tables, ending)) - ideal_bits(tables, symbols, rows) / 8)
+    assert max(excess) <= extra_bytes
+    if ending == "short" and n <= 100:
+        assert np.mean(excess) < 1.8
+
+
+def test_a_long_run_without_bits_ends_as_a_long_stream_does(fine_tables: CdfTables) -> None:
+    """Decoders go no further than MAX_TAIL intervals without a word."""
+    tables = CdfTables.from_pmfs([[1.0, 1e-6]], [0], precision=16, escape_mass=1e-9)
+    for n in (1, MAX_TAIL, MAX_TAIL + 1, 10 * MAX_TAIL):
+        rows, symbols = np.zeros(n, np.uint8), np.zeros(n, np.int32)
+        data = encode(symbols, rows, tables, "short")
+        assert len(data) == (0 if n <= MAX_TAIL else 3)
+        assert np.array_equal(decode(data, rows, tables, "short"), symbols)
+        assert plain_decode(data, rows, tables, "short") == symbols.tolist()
+    for n in (MAX_TAIL + 1, 10 * MAX_TAIL):
+        with pytest.raises(CorruptBitstreamError):
+            decode(b"", np.zeros(n, np.uint8), tables, "short")
 
 
 def test_exact_bytes() -> None:
@@ -177,15 +233,27 @@ def test_exact_bytes() -> None:
     assert decode(data, rows, tables).tolist() == symbols.tolist()
     assert plain_decode(data, rows, tables) == symbols.tolist()
     assert encode_intervals([0, 4096, 100], [4096, 8192, 1], 14).hex() == GOLDEN_INTERVALS
+    fine = CdfTables(tables.freqs * 4, tables.lengths, tables.offsets, precision=16)
+    for count, expected in GOLDEN_SHORT.items():
+        data = bytes.fromhex(expected)
+        assert encode(symbols[-count:], rows[-count:], fine, "short").hex() == expected
+        assert decode(data, rows[-count:], fine, "short").tolist() == symbols[-count:].tolist()
+        assert plain_decode(data, rows[-count:], fine, "short") == symbols[-count:].tolist()
 
 
-def test_no_symbols_no_bytes(laplace_tables: CdfTables) -> None:
+def test_no_symbols_no_bytes(laplace_tables: CdfTables, fine_tables: CdfTables) -> None:
     assert encode([], [], laplace_tables) == b""
     assert decode(b"", np.empty((0, 3), np.uint8), laplace_tables).shape == (0, 3)
     with pytest.raises(CorruptBitstreamError):
         decode(b"\0\0\1\0", [], laplace_tables)
     with pytest.raises(CorruptBitstreamError):
         decode(b"", [0], laplace_tables)
+    assert encode([], [], fine_tables, "short") == b""
+    assert decode(b"", [], fine_tables, "short").size == 0
+    for size in (1, 2, 3, 4, 5):
+        for first in range(256):
+            with pytest.raises(CorruptBitstreamError):
+                decode(bytes([first]) + b"\0" * (size - 1), [], fine_tables, "short")
 
 
 def test_bad_arguments(laplace_tables: CdfTables) -> None:
@@ -209,6 +277,14 @@ def test_bad_arguments(laplace_tables: CdfTables) -> None:
     ):
         with pytest.raises(InvalidInputError):
             encode_intervals(starts, freqs, precision)
+
+
+def test_other_endings_are_refused(laplace_tables: CdfTables, fine_tables: CdfTables) -> None:
+    for tables, ending in ((laplace_tables, "short"), (fine_tables, "tiny"), (fine_tables, "")):
+        with pytest.raises(InvalidInputError, match="ending"):
+            encode([0], [0], tables, ending)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="ending"):
+            decode(b"", [0], tables, ending)  # type: ignore[arg-type]
 
 
 @njit(types.int64(types.int32[::1], TABLES_TYPE, types.uint32[::1], types.uint32[::1]))

@@ -1,5 +1,6 @@
 """Small calibrated codecs and features like those they were calibrated on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,12 @@ def calibrated(kind: str) -> CalibrationResult:
 def grid_codec() -> KltCodec:
     """2 prefix tokens, 7 x 5 patches."""
     return KltCodec(read_model(calibrated("grid").file))
+
+
+@pytest.fixture(scope="session", params=["short", "long"])
+def ending_codec(request, grid_codec) -> KltCodec:
+    """`grid_codec` with either ending of streams."""
+    return KltCodec(replace(grid_codec.model, ending=request.param))
 
 
 @pytest.fixture(scope="session")

@@ -15,17 +15,39 @@ LOG2 = [0] + [round(48 * math.log2(n)) for n in range(1, 4096)]
 class Reader:
     """rANS: one symbol after the other."""
 
-    def __init__(self, data, file):
-        self.data, self.at, self.state = data, 4, int.from_bytes(data[:4], "little")
+    def __init__(self, data, file, short):
+        self.data, self.short = data, short
+        self.at = min(len(data), 4)
+        if short and len(data) > 2:
+            self.at = 4 - len(data) % 2
+        self.state = int.from_bytes(data[: self.at], "big" if short else "little")
+        if short:
+            assert data[:1] != b"\0"
+            if self.at == len(data) < 3:
+                self.state = (self.state + 16384) % 65536
         ends = np.cumsum(file["table_lengths"])
         self.tables = [np.cumsum(part.astype(np.int64)).tolist() for part in np.split(file["table_freqs"], ends[:-1])]
         self.offsets = file["table_offsets"].tolist()
 
     def take(self, start, freq):
-        self.state = freq * (self.state >> 16) + (self.state & 0xFFFF) - start
-        if self.state < 1 << 16:
+        last = self.state
+        self.state = freq * (last >> 16) + (last & 0xFFFF) - start
+        if self.state >= 1 << 16:
+            return
+        if self.at < len(self.data):
             self.state = self.state << 16 | int.from_bytes(self.data[self.at : self.at + 2], "little")
             self.at += 2
+            return
+        assert self.short
+        if last < 1 << 16:
+            self.state = (self.state << 16) // freq
+        else:
+            making_way = {(k << 16) // freq for k in range(freq)}
+            self.state = [n for n in range(1 << 16) if n not in making_way][self.state - freq]
+
+    def check_end(self):
+        assert self.at == len(self.data)
+        assert self.state == 1 << 16 or (self.short and 16384 <= self.state < 16640)
 
     def bits(self, count):
         value = 0
@@ -123,7 +145,7 @@ def read_symbols(file, header, payload, rows, lstep, offset, gain):
     """q and class (rows, K); class -1 where nothing is coded."""
     level, weight, own = contexts(file, header, lstep, offset, gain)
     components = level.shape[1]
-    reader = Reader(payload, file)
+    reader = Reader(payload, file, header["bitstream_version"] >= 4)
     evidence, worth = file["evidence"].astype(int).tolist(), file["worth"].astype(int).tolist()
     q, classes = np.zeros((len(rows), components), int), np.full((len(rows), components), -1)
     said, sums, worths = np.zeros((len(rows), components), int), [0] * len(rows), [0] * len(rows)
@@ -162,12 +184,12 @@ def read_symbols(file, header, payload, rows, lstep, offset, gain):
                     sum_[1] += worth[mine]
                 sums[row] += e
                 worths[row] += worth[mine]
-    assert (reader.state, reader.at) == (1 << 16, len(payload))
+    reader.check_end()
     return q, classes
 
 
 def decode(raw, payload, pstate, shape):
-    """Symbols (rows, K), and features (L, C) in float64, of a codec of one group of channels and a (L, C) tensor."""
+    """q, classes (rows, K) and features (L, C) in float64, of a codec of one group of channels and a (L, C) tensor."""
     file = load_safetensors(raw)
     header = json.loads(json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["mpcompress"])
     known, depth = len(file["predictor"]), len(file["slope"])
@@ -213,7 +235,7 @@ def decode(raw, payload, pstate, shape):
             out[prefix + i * width + j] += means[known + (i * gh // height) * gw + j * gw // width]
     for number, token in enumerate(far):
         out[prefix + token] = features[len(rows) - len(far) + number] + file["far_mean"]
-    return q, out
+    return q, classes, out
 
 
 def correction(file, grid, head, t):

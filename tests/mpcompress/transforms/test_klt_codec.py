@@ -214,11 +214,11 @@ STATES = {
 
 @given(st.fixed_dictionaries({}, optional=STATES), st.binary(max_size=200), st.integers(0, 3))
 @settings(max_examples=300, deadline=None)
-def test_hostile_units_end_in_an_error_or_in_a_tensor(grid_codec, pstate, payload, samples):
+def test_hostile_units_end_in_an_error_or_in_a_tensor(ending_codec, pstate, payload, samples):
     shape = (samples, 37, 12) if samples else (37, 12)
     unit = Unit(strings=[payload], pstate=pstate, specs=(TensorSpec(name="h", dtype="float16", shape=shape),))
     try:
-        out = decode_checked(grid_codec, unit)
+        out = decode_checked(ending_codec, unit)
     except CorruptBitstreamError:
         return
     assert out.shape == shape
@@ -227,9 +227,9 @@ def test_hostile_units_end_in_an_error_or_in_a_tensor(grid_codec, pstate, payloa
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_damaged_streams_end_in_an_error_or_in_a_tensor(grid_codec, tools, data):
+def test_damaged_streams_end_in_an_error_or_in_a_tensor(ending_codec, tools, data):
     x = tools.smooth(np.random.default_rng(0), 7, 5, 2)
-    _, unit, _ = tools.code(grid_codec, x, qp_eighths=48)
+    _, unit, _ = tools.code(ending_codec, x, qp_eighths=48)
     stream = bytearray(unit.strings[0])
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(stream) - 1))
@@ -237,20 +237,20 @@ def test_damaged_streams_end_in_an_error_or_in_a_tensor(grid_codec, tools, data)
     kept = data.draw(st.integers(0, len(stream)))
     damaged = Unit(strings=[bytes(stream[:kept])], pstate=unit.pstate, specs=unit.specs)
     try:
-        out = decode_checked(grid_codec, damaged)
+        out = decode_checked(ending_codec, damaged)
     except CorruptBitstreamError:
         return
     assert np.isfinite(out).all()
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"\0\0", b"abcd", b"\0" * 6000])
-def test_extended_and_truncated_streams_are_refused(grid_codec, tools, tail):
+def test_extended_and_truncated_streams_are_refused(ending_codec, tools, tail):
     x = tools.smooth(np.random.default_rng(0), 7, 5, 2)
-    _, unit, _ = tools.code(grid_codec, x)
+    _, unit, _ = tools.code(ending_codec, x)
     for stream in (unit.strings[0] + tail, unit.strings[0][:-2], b""):
         bad = Unit(strings=[stream], pstate=unit.pstate, specs=unit.specs)
         with pytest.raises(CorruptBitstreamError):
-            decode_checked(grid_codec, bad)
+            decode_checked(ending_codec, bad)
 
 
 def test_statistics_are_kept_within_bounds(grid_codec, tools):

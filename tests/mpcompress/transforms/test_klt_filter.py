@@ -111,7 +111,7 @@ def test_targets_are_reached_where_the_filter_begins(shipped, tools):
 
 
 def test_versions_and_fingerprints(filtered_codec, grid_codec):
-    assert (grid_codec.bitstream_version, filtered_codec.bitstream_version) == (2, 3)
+    assert (grid_codec.bitstream_version, filtered_codec.bitstream_version) == (4, 5)
     model = filtered_codec.model
     again = read_model(write_model(model))
     assert again.fingerprint() == model.fingerprint() == filtered_codec.fingerprint

@@ -121,7 +121,10 @@ NAN = float("nan")
         {"family": "vtm"},
         {"family": ...},
         {"bitstream_version": 1},
-        {"bitstream_version": 3},
+        {"bitstream_version": 5},
+        {"bitstream_version": 6},
+        {"bitstream_version": "4"},
+        {"bitstream_version": [4]},
         {"base_log2": 1.5},
         {"base_log2": "1"},
         {"base_log2": 100000},
@@ -198,8 +201,28 @@ def test_files_that_are_none_are_refused(model):
 
 
 def test_a_file_of_version_1_says_what_to_do(model):
-    with pytest.raises(CodecFileError, match="version 1; this release reads 2 and 3: calibrate again"):
+    with pytest.raises(CodecFileError, match="version 1; this release reads 2, 3, 4, 5: calibrate again"):
         read_model(changed_file(model, header={"bitstream_version": 1}))
+
+
+def test_a_file_says_how_its_streams_end(model):
+    older = read_model(changed_file(model, header={"bitstream_version": 2}))
+    assert (model.bitstream_version, model.ending) == (4, "short")
+    assert (older.bitstream_version, older.ending) == (2, "long")
+    assert write_model(older) == changed_file(model, header={"bitstream_version": 2})
+    assert older.fingerprint() != model.fingerprint()
+
+
+def test_short_endings_need_the_precision_they_are_made_for(model):
+    halved = np.maximum(model.tables.freqs // 2, 1).astype(np.int64)
+    ends = np.cumsum(model.tables.lengths)
+    for end, size in zip(ends, model.tables.lengths, strict=True):
+        part = halved[end - size : end]
+        part[np.argmax(part)] += (1 << 15) - part.sum()
+    tensors = {"table_freqs": halved.astype(model.tables.freqs.dtype)}
+    assert read_model(changed_file(model, tensors, {"precision": 15, "bitstream_version": 2})).tables.precision == 15
+    with pytest.raises(CodecFileError, match="precision of 15 bits"):
+        read_model(changed_file(model, tensors, {"precision": 15}))
 
 
 def test_tables_that_would_unbound_a_decoders_memory_are_refused(model):
