@@ -15,6 +15,7 @@ from typing import Any, Generic
 import grpc
 
 from mpcompress_client.errors import CancelledError, MPCompressError, ServerError
+from mpcompress_client.heap import keep_messages_on_the_heap
 from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
 from mpcompress_client.ledger import Chosen, Ledger
 from mpcompress_client.source import InputT, Source
@@ -68,6 +69,7 @@ class AsyncPipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         ledger: Ledger[RequestT, ResponseT, ResultT],
         target: str,
     ) -> None:
+        keep_messages_on_the_heap()
         self._open_call = open_call
         self._prepare: Callable[[InputT, int], Item[RequestT, ResponseT, ResultT]] = prepare
         self._pull_next = _puller(inputs)

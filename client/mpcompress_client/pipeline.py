@@ -19,6 +19,7 @@ import grpc
 
 from mpcompress_client import ledger as books
 from mpcompress_client.errors import MPCompressError, ServerError
+from mpcompress_client.heap import keep_messages_on_the_heap
 from mpcompress_client.items import Item, RequestT, ResponseT, ResultT
 from mpcompress_client.ledger import Chosen, Ledger
 from mpcompress_client.source import InputT, Source
@@ -78,6 +79,7 @@ class Pipeline(Generic[InputT, RequestT, ResponseT, ResultT]):
         self._owner = threading.get_ident()
         self._reader: threading.Thread | None = None
         if limit_s is None:
+            keep_messages_on_the_heap()
             self._reader = threading.Thread(target=self._run, name="mpcompress-reader", daemon=True)
             self._reader.start()
             threading.Thread(target=self._pull_all, name="mpcompress-puller", daemon=True).start()
