@@ -12,6 +12,7 @@ from mpcompress import registry
 from mpcompress.codec import FeatureCodec, TensorSpec, Unit
 from mpcompress.entropy import CdfTables, IndexedTables, decode
 from mpcompress.entropy.compressai_format import decode_with_indexes
+from mpcompress.entropy.ending import Ending
 from mpcompress.errors import CodecUnavailableError, CorruptBitstreamError, MpcompressError
 from mpcompress_proto.coded_unit import CodedUnit, check_header, check_payload, split_payload
 from mpcompress_proto.errors import CorruptUnitError, WireError
@@ -56,7 +57,7 @@ def others() -> list[FeatureCodec]:
 @cache
 def tables() -> CdfTables:
     """Three tables of different widths."""
-    return CdfTables.from_pmfs([np.full(width, 1 / width) for width in (3, 17, 200)], [-1, -8, -100])
+    return CdfTables.from_pmfs([np.full(width, 1 / width) for width in (3, 17, 200)], [-1, -8, -100], precision=16)
 
 
 @cache
@@ -134,10 +135,11 @@ def decode_unit(unit: Unit) -> None:
 
 
 def rans(data: bytes) -> None:
-    """The decoder of our own format."""
+    """The decoder of our own format, with either ending: the top bit of the count says which."""
     count = int.from_bytes(data[:2], "little")
+    ending: Ending = "short" if count >> 15 else "long"
     try:
-        decode(data[2:], np.arange(count, dtype=np.uint8) % 3, tables())
+        decode(data[2:], np.arange(count & 0x7FFF, dtype=np.uint16) % 3, tables(), ending)
     except CorruptBitstreamError:
         return
 

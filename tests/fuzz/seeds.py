@@ -28,13 +28,15 @@ def seeds() -> dict[str, list[bytes]]:
         found.append(EdgeCodec(codec).compress(h, **grid))
     count = 300
     symbols = np.random.default_rng(0).integers(-1, 2, count).astype(np.int32)
+    rows = np.arange(count) % 3
     return {
         "mpc_file": [unit.to_bytes() for unit in units + found],
         "klt_unit": [_with_header(unit) for unit in units],
         "pstate": [_with_header(unit) for unit in found],
         "klt_payload": [bytes([192]) + units[0].payload],
         "rans": [
-            count.to_bytes(2, "little") + encode(symbols, np.arange(count, dtype=np.uint8) % 3, tables()),
+            count.to_bytes(2, "little") + encode(symbols, rows, tables()),
+            (1 << 15 | count).to_bytes(2, "little") + encode(symbols, rows, tables(), "short"),
         ],
         "compressai_stream": [
             count.to_bytes(2, "little") + encode_with_indexes(symbols, np.arange(count, dtype=np.int32) % 2, indexed()),
