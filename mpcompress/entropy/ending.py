@@ -40,6 +40,7 @@ __all__ = [
     "next_low",
     "open_stream",
     "put_low",
+    "shortened",
 ]
 
 Ending = Literal["long", "short"]
@@ -85,6 +86,14 @@ def open_stream(data: bytes, size: int, ending: Ending) -> NDArray[np.int64]:
     return np.array([pos if size == 0 or data[0] else size + 2, state, MAX_TAIL, below, _NONE], np.int64)
 
 
+def shortened(stream: bytes) -> bytes:
+    """A stream whose encoder began in `END`, or at 2^16, and wrote its last state as for a long ending."""
+    state = int.from_bytes(stream[:4], "little")
+    if stream and state < STATE_LOW:
+        state = (state - END.start) % STATE_LOW
+    return state.to_bytes((state.bit_length() + 7) // 8, "big") + stream[4:]
+
+
 def is_closed(size: int, reader: NDArray[np.int64]) -> bool:
     """Whether the decoder of `size` bytes stands where an encoder began, with every byte consumed."""
     pos, state, left, *others = reader.tolist()
@@ -100,18 +109,17 @@ def next_low(data: Array, pos: Int, state: Int, last: Int, start: Int, freq: Int
     """
     if pos != data.size or reader[_LEFT] <= 0:
         return data.size + 2, np.int64(STATE_LOW)
-    if last < STATE_LOW:
-        reader[_LEFT] -= 1
-        for slot in (_BELOW, _ABOVE):
-            other = reader[slot] - start
-            reader[slot] = (other << 16) // freq if reader[slot] >= 0 and 0 <= other < freq else np.int64(_NONE)
-        return pos, (state << 16) // freq
-    number = state - freq  # among the points that do not make way; `made` do before it
-    found = (((number + 1) << 16) - 1) // (STATE_LOW - freq)
-    made = found - number
-    reader[_BELOW] = found - 1
-    reader[_ABOVE] = (made << 16) // freq if made < freq else np.int64(_NONE)
-    return pos, found
+    if last >= STATE_LOW:
+        number = state - freq  # among the points that do not make way; `found` - `number` do before it
+        found = (((number + 1) << 16) - 1) // (STATE_LOW - freq)
+        reader[_BELOW] = found - 1
+        reader[_ABOVE] = ((found - number) << 16) // freq  # 2^16, which is no point, when there is none
+        return pos, found
+    reader[_LEFT] -= 1
+    for slot in range(_BELOW, _ABOVE + 1):
+        other = reader[slot] - start
+        reader[slot] = (other << 16) // freq if 0 <= other < freq else _NONE
+    return pos, (state << 16) // freq
 
 
 @njit(forceinline=True)

@@ -24,13 +24,13 @@ from mpcompress.entropy.ending import (
     is_closed,
     open_stream,
     put_low,
+    shortened,
 )
 from mpcompress.entropy.primitives import (
     MAX_ESCAPE_INTERVALS,
     TABLES_TYPE,
     Array,
     Int,
-    collect,
     rans_get,
     rans_put,
     u64,
@@ -69,14 +69,10 @@ def encode(symbols: npt.ArrayLike, rows: npt.ArrayLike, tables: CdfTables, endin
     checked = _rows(rows, tables.count)
     if values.size != checked.size:
         raise InvalidInputError(f"{values.size} symbols with {checked.size} rows", field="rows")
-    words = np.empty(values.size + 2 + MAX_ESCAPE_INTERVALS, np.uint16)  # an interval pushes out one word at most
-    room = np.empty((2, MAX_ESCAPE_INTERVALS), np.uint32)
-    begin = _encode(values, checked, tables.packed, short, room, words)
-    if begin < 0:  # many escapes
-        words = np.empty(values.size * MAX_ESCAPE_INTERVALS + 2, np.uint16)
-        begin = _encode(values, checked, tables.packed, short, room, words)
-    stream = words[begin:].astype("<u2", copy=False).tobytes()
-    return stream.lstrip(b"\0") if short else stream  # of its first four bytes one is not 0, or there are no others
+    if short:
+        stream = _encoded(values, checked, tables, END.start, END.stop)
+        return shortened(stream or _encoded(values, checked, tables, STATE_LOW, 0))
+    return _encoded(values, checked, tables, STATE_LOW, 0)
 
 
 def decode(data: Buffer, rows: npt.ArrayLike, tables: CdfTables, ending: Ending = LONG) -> npt.NDArray[np.int32]:
@@ -132,6 +128,22 @@ def encode_intervals(starts: npt.ArrayLike, freqs: npt.ArrayLike, precision: int
     return words[begin:].astype("<u2", copy=False).tobytes()
 
 
+def _encoded(
+    symbols: npt.NDArray[np.int32], rows: npt.NDArray[np.uint16], tables: CdfTables, state: int, high: int
+) -> bytes:
+    """From the states [state, high), or from `state` if that is 0; nothing when `MAX_TAIL` forbids it."""
+    if symbols.size == 0:
+        return b""
+    low = np.array([high, 0], np.int64)
+    words = np.empty(symbols.size + 2 + MAX_ESCAPE_INTERVALS, np.uint16)  # an interval pushes out one word at most
+    begin = _encode(symbols, rows, tables.packed, low, state, words)
+    if begin == -1:  # many escapes
+        low[:] = high, 0
+        words = np.empty(symbols.size * MAX_ESCAPE_INTERVALS + 2, np.uint16)
+        begin = _encode(symbols, rows, tables.packed, low, state, words)
+    return b"" if begin < 0 else words[begin:].astype("<u2", copy=False).tobytes()
+
+
 def _is_short(ending: Ending, tables: CdfTables) -> bool:
     if ending not in (LONG, SHORT):
         raise InvalidInputError(f"an ending is {LONG!r} or {SHORT!r}, not {ending!r}", field="ending")
@@ -184,60 +196,49 @@ def _close(words: Array, pos: Int, state: Int) -> Any:
     return pos - 2
 
 
-@njit(forceinline=True)
-def _close_short(words: Array, pos: Int, state: Int) -> Any:
-    """The highest byte first."""
-    words[u64(pos - 1)] = (state & 0xFF) << 8 | (state >> 8 & 0xFF)
-    words[u64(pos - 2)] = (state >> 16 & 0xFF) << 8 | state >> 24
-    return pos - 2
+@njit()
+def _put(words: Array, pos: Int, state: Int, low: Array, start: Int, freq: Int, precision: Int) -> Any:
+    """`rans_put`, or while low[0] is not 0 the step of a short ending; low[1] counts these."""
+    if low[0] > 0:
+        state, low[0] = put_low(state, low[0], start, freq)
+        if low[0] > 0:
+            low[1] += 1
+            return pos, state
+    return rans_put(words, pos, state, start, freq, precision)
 
 
 @njit()
-def _put_distance(words: Array, pos: Int, state: Int, above: Int, distance: Int, precision: Int) -> Any:
+def _put_distance(words: Array, pos: Int, state: Int, low: Array, above: Int, distance: Int, precision: Int) -> Any:
     """What follows an escape, from its end: the side, and the distance as an Exp-Golomb code."""
     value = distance + 1
     length = np.int64(0)
     while value >> (length + 1):
         length += 1
     done, bits = np.int64(0), (length - 1) % 8 + 1
-    while done < length:
-        start = ((value >> done) & ((1 << bits) - 1)) << (precision - bits)
-        pos, state = rans_put(words, pos, state, start, np.int64(1) << (precision - bits), precision)
-        done += bits
-        bits = np.int64(8)
     half = np.int64(1) << (precision - 1)
-    for step in range(length + 2):
-        start = half if step == 0 or (step > length and above) else np.int64(0)
-        pos, state = rans_put(words, pos, state, start, half, precision)
+    while done < 2 * length + 2:
+        if done < length:
+            start, freq = ((value >> done) & ((1 << bits) - 1)) << (precision - bits), np.int64(1) << (precision - bits)
+            done += bits
+            bits = np.int64(8)
+        else:
+            start = half if done == length or (done > 2 * length and above) else np.int64(0)
+            freq = half
+            done += 1
+        pos, state = _put(words, pos, state, low, start, freq, precision)
     return pos, state
 
 
-@njit(types.int64(_I32, _U16, TABLES_TYPE, types.boolean, types.uint32[:, ::1], types.uint16[::1]))
-def _encode(symbols: Array, rows: Array, tables: Array, short: Any, room: Array, words: Array) -> Any:
-    """Write the stream to the end of `words`; returns where it begins, or -1 when there may be too little room.
+@njit(types.int64(_I32, _U16, TABLES_TYPE, types.int64[::1], types.int64, types.uint16[::1]))
+def _encode(symbols: Array, rows: Array, tables: Array, low: Array, state: int, words: Array) -> Any:
+    """Write the stream to the end of `words`, the state in four bytes; returns where it begins.
 
-    Of a short stream the first four bytes are the state with the zeros before it. `room` is for a symbol's intervals.
+    -1 when there may be too little room, -2 when too many intervals are coded below 2^16: `low` is that of `_put`.
     """
     pos = np.int64(words.size)
-    if symbols.size == 0:
-        return pos
     precision = np.int64(tables[0])
-    state, left, high = np.int64(STATE_LOW), np.int64(symbols.size), np.int64(0)
-    if short:
-        state, high, tail = np.int64(_FIRST), np.int64(_END), 0  # below 2^16 the lowest of those up to `high`
-        while left > 0 and high > 0 and tail <= MAX_TAIL:
-            left -= 1
-            count = collect(room[0], room[1], 0, tables, np.int64(rows[u64(left)]), np.int64(symbols[u64(left)]))
-            for i in range(count - 1, -1, -1):
-                start, freq = np.int64(room[0, i]), np.int64(room[1, i])
-                if high > 0:
-                    state, high = put_low(state, high, start, freq)
-                    tail += 1 if high > 0 else 0
-                if high == 0:
-                    pos, state = rans_put(words, pos, state, start, freq, precision)
-        if tail > MAX_TAIL:
-            pos, state, left = np.int64(words.size), np.int64(STATE_LOW), np.int64(symbols.size)
-    for i in range(left - 1, -1, -1):
+    below = low[0] > 0
+    for i in range(symbols.size - 1, -1, -1):
         block = np.int64(tables[u64(1 + np.int64(rows[u64(i)]))])
         size = np.int64(tables[u64(block + 1)])
         index = symbols[u64(i)] - np.int64(tables[u64(block)])
@@ -245,13 +246,18 @@ def _encode(symbols: Array, rows: Array, tables: Array, short: Any, room: Array,
             if pos < i + 2 + MAX_ESCAPE_INTERVALS:
                 return np.int64(-1)
             above = np.int64(index >= size)
-            pos, state = _put_distance(words, pos, state, above, index - size if above else -1 - index, precision)
+            pos, state = _put_distance(words, pos, state, low, above, index - size if above else -1 - index, precision)
             index = size
         entry = block + CDF_BEGIN + index
         start = np.int64(tables[u64(entry)])
-        pos, state = rans_put(words, pos, state, start, tables[u64(entry + 1)] - start, precision)
-    if short:
-        return _close_short(words, pos, (state - _FIRST) & 0xFFFF if state < STATE_LOW else state)
+        freq = tables[u64(entry + 1)] - start
+        if below:
+            pos, state = _put(words, pos, state, low, start, freq, precision)
+            below = low[0] > 0
+            if low[1] > MAX_TAIL:
+                return np.int64(-2)
+        else:
+            pos, state = rans_put(words, pos, state, start, freq, precision)
     return _close(words, pos, state)
 
 
