@@ -114,6 +114,7 @@ class Encoder:
 
 
 _KEPT_ELEMENTS = 1 << 22
+
 _NO_PRICE = np.zeros((0, 0), np.float32)
 
 
@@ -137,6 +138,7 @@ class _Run:
         self._sample, self._steps, self._statistics = sample, steps, statistics
         self._rate, self._observe = np.float32(rate if aim is None else _AIMED_RATE * rate), observe
         self._price = _NO_PRICE if price is None else price
+        self._dead = self._engine.dead_zone(float(self._rate) if price is None else None)
         self._aim = aim
         self._plan = self._engine.plan(sample.prefix, sample.height, sample.width, sample.far.size)
         self._memory, self.lists = encoder._room(self._plan.rows)
@@ -278,7 +280,7 @@ class _Run:
         self.count = quantise_rows(
             *(x, first, kind, self._plan.neighbours, statistics.known, *statistics.said, *self._memory),
             *(self._encoder._part, engine.model.cost, engine.model.centroid, *engine.feedback[kind]),
-            *(self._steps.size(prefix=prefix), self._rate, self._price, field, *self.lists, begin),
+            *(self._steps.size(prefix=prefix), self._rate, self._dead, self._price, field, *self.lists, begin),
         )
         if self.count < 0:
             return None

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpcompress.transforms.klt_basis import Bases, Predictor, group_starts
+from mpcompress.transforms.klt_context import CLASSES
 from mpcompress.transforms.klt_filter import Filter
 from mpcompress.transforms.klt_haar import predict, split
 from mpcompress.transforms.klt_inverse import invert_rows
@@ -22,7 +23,7 @@ Lists = tuple[NDArray[np.int32], NDArray[np.uint16], NDArray[np.int32], NDArray[
 
 
 class Engine:
-    """Float32 forms of one codec's arrays; nothing in it changes, so any thread may use it."""
+    """Float32 forms of one codec's arrays, and what follows from them; any thread may use it."""
 
     def __init__(self, model: KltModel) -> None:
         self.model = model
@@ -42,6 +43,7 @@ class Engine:
         slopes = [(np.float32(across), np.float32(down)) for across, down in model.slope]
         self._slopes = slopes or [(np.float32(0), np.float32(0))]
         self._mean = model.mean.astype(np.float32)
+        self._dead: dict[float, FloatArray] = {}
 
     def plan(self, prefix: int, height: int, width: int, far: int) -> Plan:
         """Rows of a sample with `far` far tokens."""
@@ -63,6 +65,15 @@ class Engine:
             return means
         rows, columns = np.arange(height) * h // height, np.arange(width) * w // width
         return np.asarray(means.reshape(h, w, -1)[rows][:, columns].reshape(height * width, -1))
+
+    def dead_zone(self, rate: float | None) -> FloatArray:
+        """(CLASSES,) in steps: smaller ones are certainly 0 at this rate; None where later symbols have a say, too."""
+        if rate is None:
+            return _NEAREST
+        found = self._dead.get(rate)
+        if found is None:
+            found = self._dead[rate] = _dead_zone(self.model, rate)
+        return found
 
     def slope(self, level: Level) -> tuple[np.float32, np.float32]:
         """Of a level: across and down."""
@@ -94,3 +105,18 @@ def split_all(grid: FloatArray, plan: Plan, scratch: Scratch) -> tuple[FloatArra
         found.append(details)
         low = below
     return low, found[::-1]
+
+
+_NEAREST = np.full(CLASSES, 0.5, np.float32)
+
+
+def _dead_zone(model: KltModel, rate: float) -> FloatArray:
+    """A little less than where 1 beats 0: where (size - centroid)^2 + rate * (bits of 1 - bits of 0) < size^2.
+
+    From 1.5 on 2 may beat 0 before 1 does.
+    """
+    if rate < 0:
+        return np.full(CLASSES, 0.599, np.float32)
+    one = np.maximum(model.centroid[:, 1].astype(np.float64), 0.01)
+    zone = (one**2 + rate * (model.cost[:, 1].astype(np.float64) - model.cost[:, 0])) / (2 * one)
+    return np.asarray(np.clip(0.9999 * zone, 0.5, 1.5), np.float32)

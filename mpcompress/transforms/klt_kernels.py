@@ -40,6 +40,7 @@ Array = Any
 Int = Any
 i64: Any = np.int64
 
+_F32_1R = types.Array(types.float32, 1, "C", readonly=True)
 _F32_2 = types.Array(types.float32, 2, "C")
 _F32_2R = types.Array(types.float32, 2, "C", readonly=True)
 _I32_2R = types.Array(types.int32, 2, "C", readonly=True)
@@ -58,7 +59,7 @@ _RUN = FEATURES - 1
 @njit(
     types.int64(
         *(_F32_2R, types.int64, types.int64, *_CONTEXT, _F32_2R, _F32_2R, types.float32, types.float32),
-        *(types.float32, types.float32, _F32_2R, _F32_2, _I32_1, _U16_1, _I32_1, I64_1, types.int64),
+        *(types.float32, types.float32, _F32_1R, _F32_2R, _F32_2, _I32_1, _U16_1, _I32_1, I64_1, types.int64),
     )
 )
 def quantise_rows(
@@ -81,6 +82,7 @@ def quantise_rows(
     up: Any,
     step: Any,
     rate: Any,
+    dead: Array,
     price: Array,
     field: Array,
     index: Array,
@@ -91,7 +93,8 @@ def quantise_rows(
 ) -> Int:
     """Choose the symbols of a group: x (n, depth) is what is left after the prediction from coarser levels.
 
-    `rate` weighs bits against squared steps; below 0: a dead zone, no search. `price` (rows + 1, K) is what a unit of
+    `rate` weighs bits against squared steps; below 0: a dead zone, no search. What is smaller than dead[class] steps
+    is certainly 0. `price` (rows + 1, K) is what a unit of
     evidence costs later symbols, see `klt_lookahead`; (0, 0): nobody knows. `part` (K,) is room to work in. Fills
     `field` and the lists from `count` on, says in `begins` where those of each row begin and end, and returns the new
     count; -1 when a value is not finite or takes a symbol beyond `MAX_SYMBOL`.
@@ -131,7 +134,7 @@ def quantise_rows(
                 classes[at] = c
                 e = i64(known[kind, ZERO_SAYS, k])
                 q = i64(0)
-                if not size + np.float32(0.5) < np.float32(1):
+                if not size < dead[c]:
                     if not size < MAX_SYMBOL - 1:
                         return -1
                     own = u64(known[kind, OWN, k])

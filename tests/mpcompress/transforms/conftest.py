@@ -86,12 +86,13 @@ def unfiltered(codec: KltCodec, unit: Unit) -> np.ndarray:
     return codec.decompress([plain])[0]["h_hat"]
 
 
-def symbols(codec: KltCodec, x: np.ndarray, qp: int) -> Symbols:
-    """What the encoder makes of a tensor on the codec's own grid."""
+def symbols(codec: KltCodec, x: np.ndarray, qp: int, rate: float | None = None) -> Symbols:
+    """What the encoder makes of a tensor on the codec's own grid; at the codec's rate unless another is given."""
     height, width = codec.token_res
     steps = Steps.of(codec.model, qp, codec.model.prefix_qp_offset_eighths, 0)
     sample = Sample(x.astype(np.float32), codec.prefix_tokens, height, width, np.zeros(0, np.int64))
-    found = Encoder(Engine(codec.model)).quantise(sample, steps, statistics_at(codec.model, steps), codec.model.rate)
+    rate = codec.model.rate if rate is None else rate
+    found = Encoder(Engine(codec.model)).quantise(sample, steps, statistics_at(codec.model, steps), rate)
     assert found is not None
     return found
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from mpcompress.codec import CodingParams, TensorSpec, Unit
 from mpcompress.errors import CorruptBitstreamError, InvalidInputError, NonFiniteError, OutOfRangeError
 from mpcompress.metrics import cosine, nmse
+from mpcompress.transforms.klt_encoder import DEAD_ZONE
+from mpcompress.transforms.klt_engine import Engine
 
 # NMSE at qp 12, 24, 36 that no tensor of tests/data may exceed.
 BOUNDS = {"klt-imgfocus-vits14-block6": (0.013, 0.14, 0.45), "klt-imgfocus-vits14-final": (0.01, 0.05, 0.15)}
@@ -390,6 +392,18 @@ def test_search_saves_bits_at_equal_error(shipped, tools, efforts, final, block6
         for effort in efforts
     ]
     assert sizes[1] < share * sizes[0]
+
+
+@pytest.mark.parametrize("rate", [DEAD_ZONE, 0.0, 0.02, 0.09, 1.0])
+def test_what_is_certainly_zero_changes_no_symbol(shipped, tools, monkeypatch, rate):
+    codec, features = shipped
+    nearest = Engine(codec.model).dead_zone(None)
+    fast = [tools.symbols(codec, features[2], qp, rate) for qp in (40, 160, 290)]
+    monkeypatch.setattr(Engine, "dead_zone", lambda *_: nearest)
+    for qp, found in zip((40, 160, 290), fast, strict=True):
+        slow = tools.symbols(codec, features[2], qp, rate)
+        assert np.array_equal(found.values, slow.values)
+        assert np.array_equal(found.classes, slow.classes)
 
 
 @pytest.mark.parametrize("qp", [96, 192, 288])
