@@ -11,7 +11,7 @@ Middle     the root and the prefix tokens are what is left after the means and t
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from itertools import pairwise
 
 import numpy as np
@@ -42,7 +42,7 @@ class Domain:
         self._model = model
         self._middle: list[float] = []
         self._bands = bands_of(model.components)
-        self._spent: Double = np.zeros((model.kinds, BANDS))
+        self._spent = [[0.0] * BANDS for _ in range(model.kinds)]
         self._known = [BANDS] * model.kinds
         self._rows = [0] * model.kinds
         self._first = 1 + model.prefix_tokens
@@ -55,36 +55,28 @@ class Domain:
             self._middle.append(self._surprise(group))
         if not self._first <= kind < self._end:
             return
-        depth = group.x.shape[1]
-        whole = bisect_left(self._bands, depth)  # bands that begin below the depth
-        last = bisect_right(self._bands, depth) - 1  # and what is not known whole
+        last = bisect_right(self._bands, group.x.shape[1]) - 1  # what is not known whole
         spent = self._spent[kind]
-        if whole:
-            by_component = np.einsum("nk,nk->k", group.x, group.x)
-            by_band = np.add.reduceat(by_component, self._bands[:whole], dtype=np.float64)
-            if last < BANDS:  # what was not transformed counts with the band where it begins
-                spent[last] += max(group.energy - float(by_band[:last].sum()), 0.0)
-                by_band = by_band[:last]
-            spent[: by_band.size] += by_band
-        elif last < BANDS:
-            spent[last] += group.energy
+        for band in range(last):
+            spent[band] += group.bands[band]
+        if last < BANDS:  # what was not transformed counts with the band where it begins
+            spent[last] += max(group.energy - sum(group.bands[:last]), 0.0)
         self._known[kind] = min(self._known[kind], last + 1)
         self._rows[kind] += len(group.x)
 
     def _surprise(self, group: Group) -> float:
         """log2 of the energy over the expected one, of the last octaves that have half of a row's components."""
         components, depth = self._model.components, group.x.shape[1]
-        begin = self._bands[bisect_right(self._bands, min(components // 2, depth)) - 1]
-        inside = np.square(group.x, dtype=np.float64)
-        beyond = max(group.energy - float(inside.sum()), 0.0) if depth < components else 0.0
-        seen = beyond + float(inside[:, begin:].sum())
-        return _log_ratio(seen, len(group.x) * float(self._model.usual_rest[group.kind, begin]))
+        band = bisect_right(self._bands, min(components // 2, depth)) - 1
+        beyond = max(group.energy - sum(group.bands), 0.0) if depth < components else 0.0
+        seen = beyond + sum(group.bands[band:])
+        return _log_ratio(seen, len(group.x) * float(self._model.usual_rest[group.kind, self._bands[band]]))
 
     @property
     def energy(self) -> Double:
         """(N, BANDS) mean square of a coefficient; 0 where nothing was seen."""
         sizes = np.diff(self._bands) * np.maximum(self._rows, 1)[:, None]
-        return np.asarray(np.where(sizes > 0, self._spent / np.maximum(sizes, 1), 0))
+        return np.asarray(np.where(sizes > 0, np.array(self._spent) / np.maximum(sizes, 1), 0))
 
     def summary(self) -> tuple[float | None, int]:
         """Distance from the calibration set, and by how much the tensor is larger than it, 1/48 octave.
@@ -110,7 +102,7 @@ class Domain:
             rows, last = self._rows[kind], self._known[kind] - 1
             if not rows:
                 continue
-            spent = self._spent[kind].tolist()
+            spent = self._spent[kind].copy()
             expected = [mean * size for mean, size in zip(self._model.energy[kind].tolist(), sizes, strict=True)]
             # The last band that is known stands for all the rest.
             spent[last:], expected[last:] = [sum(spent[last:])], [sum(expected[last:])]

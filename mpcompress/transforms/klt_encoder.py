@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpcompress.transforms.klt_context import Memory, new_memory
+from mpcompress.transforms.klt_domain import bands_of
 from mpcompress.transforms.klt_engine import Engine, Lists, split_all
-from mpcompress.transforms.klt_far import fill
+from mpcompress.transforms.klt_far import fill, subtract_means
 from mpcompress.transforms.klt_haar import merge
 from mpcompress.transforms.klt_kernels import quantise_rows
+from mpcompress.transforms.klt_limits import BANDS
 from mpcompress.transforms.klt_pyramid import Plan
 from mpcompress.transforms.klt_sample import Coding, Group, Observer, Product, Reconstruction, Sample, Symbols
 from mpcompress.transforms.klt_statistics import Statistics, Steps
@@ -46,6 +48,7 @@ class Encoder:
         self._memory: Memory = new_memory(0, 0)
         self._part = np.empty(engine.model.components, np.int32)
         self._lists: Lists | None = None
+        self.bounds = np.array(bands_of(engine.model.components))
 
     def quantise(
         self,
@@ -93,10 +96,12 @@ class Encoder:
         run = _Run(self, sample, steps, statistics, rate, None, None, aim, whole=True)
         return run.reconstruction if alone(self._engine.bases, run.code()) else None
 
-    def centred(self, x: FloatArray, height: int, width: int) -> FloatArray:
-        """Patches (height * width, C) less their means, valid until the next call or sample."""
+    def centred(self, x: FloatArray, height: int, width: int) -> tuple[FloatArray, FloatArray]:
+        """Patches (height * width, C) less their means, valid until the next call or sample, and each one's energy."""
         grid = self.scratch.take("grid", height * width, x.shape[1])
-        return np.subtract(x, self._engine.patch_mean(height, width), out=grid)
+        energy = np.empty(len(x), np.float32)
+        subtract_means(x, self._engine.patch_mean(height, width), grid, energy)
+        return grid, energy
 
     def _room(self, rows: int) -> tuple[Memory, Lists]:
         """Memory and lists for so many rows, from the last time when they are large enough."""
@@ -230,7 +235,7 @@ class _Run:
         patches = sample.x[sample.prefix :]
         centred = sample.centred
         if centred is None:
-            centred = self._encoder.centred(patches, sample.height, sample.width)
+            centred, _ = self._encoder.centred(patches, sample.height, sample.width)
         grid = centred.reshape(sample.height, sample.width, patches.shape[1])
         apart = None
         if sample.far.size:
@@ -276,19 +281,31 @@ class _Run:
         else:
             x = engine.bases.forward(engine.slots[kind], rows, depth)
         field = np.empty((len(rows) + 1, depth), np.float32)
+        energies = np.zeros(BANDS + 1)
         begin = self.count
         self.count = quantise_rows(
             *(x, first, kind, self._plan.neighbours, statistics.known, *statistics.said, *self._memory),
             *(self._encoder._part, engine.model.cost, engine.model.centroid, *engine.feedback[kind]),
-            *(self._steps.size(prefix=prefix), self._rate, self._dead, self._price, field, *self.lists, begin),
+            *(
+                self._steps.size(prefix=prefix),
+                self._rate,
+                self._dead,
+                self._price,
+                field,
+                *self.lists,
+                self._encoder.bounds,
+                energies,
+                begin,
+            ),
         )
         if self.count < 0:
             return None
-        inside = _energy(x)
+        *bands, error = energies.tolist()
+        inside = sum(bands)
         energy = _energy(rows) if depth < rows.shape[1] else inside
-        self.error += _energy(x - field[1:]) + (energy - inside)
+        self.error += error + (energy - inside)
         if self._observe is not None:
-            self._observe(Group(kind, first, x, field, energy, begin, self.count))
+            self._observe(Group(kind, first, x, field, energy, bands, begin, self.count))
         return field
 
 

@@ -6,10 +6,15 @@ activations: Sun et al. 2024, arXiv 2402.17762; Darcet et al. 2024, arXiv 2309.1
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["fill", "find_far", "most_far"]
+from mpcompress._numba import njit, types
+from mpcompress.transforms.klt_haar import F1, F2, F2R, u64
+
+__all__ = ["fill", "find_far", "most_far", "subtract_means"]
 
 _OVER_MEDIAN = 40.0
 _OVER_TYPICAL = 16.0
@@ -23,14 +28,25 @@ def most_far(tokens: int) -> int:
     return max(1, tokens // 20)
 
 
-def find_far(centred: FloatArray, typical: float) -> Ints:
-    """Indices of tokens (n, C), means subtracted, whose energy is far beyond the others'; none when they are many.
+@njit(types.void(F2R, F2R, F2, F1), fastmath={"reassoc", "nsz", "contract"})
+def subtract_means(x: Any, means: Any, out: Any, energy: Any) -> None:
+    """Tokens (n, C) less means (n, C), or (1, C) for all, to out (n, C); energy (n,): squares of each, summed."""
+    step = u64(means.shape[0] > 1)
+    for i in range(u64(x.shape[0])):
+        total = np.float32(0)
+        for c in range(u64(x.shape[1])):
+            value = x[i, c] - means[i * step, c]
+            out[i, c] = value
+            total += value * value
+        energy[i] = total
 
-    Their energy must be far beyond the median of this tensor and beyond `typical`, which few tokens of the calibration
-    set exceed: what is unusual in a tensor of nearly equal tokens only is not far.
+
+def find_far(energy: FloatArray, typical: float) -> Ints:
+    """Indices of tokens whose energy (n,), means subtracted, is far beyond the others'; none when they are many.
+
+    It must be far beyond the median of this tensor and beyond `typical`, which few tokens of the calibration set
+    exceed: what is unusual in a tensor of nearly equal tokens only is not far.
     """
-    with np.errstate(over="ignore"):
-        energy = np.einsum("nc,nc->n", centred, centred)
     largest = float(energy.max(initial=0))
     if len(energy) < 2 or not largest > _OVER_TYPICAL * typical:
         return np.zeros(0, np.int64)

@@ -66,7 +66,7 @@ class FitData:
         x = self._tensors[number].read().copy()
         height, width = self.grid(number)
         patches = x[self.prefix :]
-        far = find_far(patches - np.median(patches, axis=0), self.token_energy)
+        far = find_far(_energies(patches), self.token_energy)
         if far.size:
             if number not in self._seen and len(self.far) < _KEPT_FAR:
                 self.far.extend(patches[far])
@@ -83,7 +83,7 @@ class FitData:
         energies = []
         for number in self.some(_TYPICAL_TENSORS):
             patches = self._tensors[number].read()[self.prefix :]
-            energies.append(np.square(patches - np.median(patches, axis=0)).sum(axis=1))
+            energies.append(_energies(patches))
         return float(np.quantile(np.concatenate(energies), 0.9))
 
     def some(self, most: int, seed: int = 0) -> list[int]:
@@ -94,3 +94,8 @@ class FitData:
         """These tensors, one after the other."""
         for number in numbers:
             yield self[number]
+
+
+def _energies(patches: FloatArray) -> FloatArray:
+    """Squared distances (n,) of tokens (n, C) from their median."""
+    return np.asarray(np.square(patches - np.median(patches, axis=0)).sum(axis=1))

@@ -100,7 +100,7 @@ class _Pool:
         """Deviation of each channel about its mean, (C,), at least a little; and of all."""
         squares, count = np.zeros(self._data.channels), 0
         for tensor in self._data.tensors(self._data.some(64)):
-            centred = self._encoder.centred(tensor.x[self._data.prefix :], tensor.height, tensor.width)
+            centred, _ = self._encoder.centred(tensor.x[self._data.prefix :], tensor.height, tensor.width)
             squares, count = squares + np.square(centred, dtype=np.float64).sum(0), count + len(centred)
         variance = squares / count
         return np.sqrt(variance + 1e-3 * variance.mean()).astype(np.float32), float(np.sqrt(variance.mean()))

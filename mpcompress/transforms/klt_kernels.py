@@ -56,10 +56,25 @@ _CONTEXT = (
 _RUN = FEATURES - 1
 
 
+@njit(fastmath={"reassoc", "nsz", "contract"})
+def _add_energies(x: Array, decoded: Array, bounds: Array, energies: Array) -> None:
+    bands = u64(energies.size - 1)
+    left = np.float32(0)
+    for band in range(bands):
+        energy = np.float32(0)
+        for k in range(u64(min(bounds[band], x.size)), u64(min(bounds[band + u64(1)], x.size))):
+            energy += x[k] * x[k]
+            gap = x[k] - decoded[k]
+            left += gap * gap
+        energies[band] += energy
+    energies[bands] += left
+
+
 @njit(
     types.int64(
         *(_F32_2R, types.int64, types.int64, *_CONTEXT, _F32_2R, _F32_2R, types.float32, types.float32),
-        *(types.float32, types.float32, _F32_1R, _F32_2R, _F32_2, _I32_1, _U16_1, _I32_1, I64_1, types.int64),
+        *(types.float32, types.float32, _F32_1R, _F32_2R, _F32_2, _I32_1, _U16_1, _I32_1, I64_1),
+        *(I64_1, types.Array(types.float64, 1, "C"), types.int64),
     )
 )
 def quantise_rows(
@@ -89,6 +104,8 @@ def quantise_rows(
     classes: Array,
     symbols: Array,
     begins: Array,
+    bounds: Array,
+    energies: Array,
     count: Int,
 ) -> Int:
     """Choose the symbols of a group: x (n, depth) is what is left after the prediction from coarser levels.
@@ -97,7 +114,8 @@ def quantise_rows(
     is certainly 0. `price` (rows + 1, K) is what a unit of
     evidence costs later symbols, see `klt_lookahead`; (0, 0): nobody knows. `part` (K,) is room to work in. Fills
     `field` and the lists from `count` on, says in `begins` where those of each row begin and end, and returns the new
-    count; -1 when a value is not finite or takes a symbol beyond `MAX_SYMBOL`.
+    count; -1 when a value is not finite or takes a symbol beyond `MAX_SYMBOL`. Adds to `energies` (bands + 1,) those of
+    x from bounds[band] on, and last that of what the symbols leave of it.
     """
     depth = x.shape[1]
     components = said.shape[1]
@@ -176,6 +194,7 @@ def quantise_rows(
         total[0] += row_said
         total[1] += row_worth
         begins[r + u64(1)] = at
+        _add_energies(x[i], field[below], bounds, energies)
     return i64(at)
 
 

@@ -76,6 +76,7 @@ class Group:
         x: (n, depth) coefficients after the prediction from coarser levels.
         field: (n + 1, depth) as decoded; row 0 is zero.
         energy: sum of squares of all K coefficients of the rows.
+        bands: of those in x, by bands of components, see `klt_domain.bands_of`.
         begin: first symbol of the group.
         end: and one past its last.
     """
@@ -85,6 +86,7 @@ class Group:
     x: FloatArray
     field: FloatArray
     energy: float
+    bands: list[float]
     begin: int
     end: int
 

@@ -64,7 +64,10 @@ class Item:
     def variance(self) -> float:
         """Of all elements; in float32 sums where that is exact enough."""
         with np.errstate(over="ignore", invalid="ignore"):
-            mean, square = float(self.x.mean()), self.energy / self.x.size
+            rows = self.x.reshape(-1, self.x.shape[-1])
+            # As a product: several times as fast as numpy adds elements.
+            mean = float((np.ones(len(rows), np.float32) @ rows).sum()) / rows.size
+            square = self.energy / rows.size
         variance = square - mean**2
         if not math.isfinite(variance) or variance < 0.01 * square:
             return float(np.var(self.x, dtype=np.float64))
@@ -121,8 +124,8 @@ def _far_tokens(item: Item, state: KltState) -> tuple[tuple[int, ...], FloatArra
     found: list[int] = []
     centred = None
     for number, sample in enumerate(item.x):
-        centred = item.encoder.centred(sample[state.prefix :], state.height, state.width)
-        found += (find_far(centred, item.model.token_energy) + number * patches).tolist()
+        centred, energy = item.encoder.centred(sample[state.prefix :], state.height, state.width)
+        found += (find_far(energy, item.model.token_energy) + number * patches).tolist()
     return tuple(found), centred
 
 
