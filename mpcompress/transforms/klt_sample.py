@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +66,8 @@ class Reconstruction:
     head: FloatArray | None
 
 
-@dataclass(frozen=True)
-class Group:
-    """What an observer sees of rows of one kind.
+class Group(NamedTuple):
+    """What an observer sees of rows of one kind; a tuple, as it is made for every group.
 
     Args:
         kind: of the rows.
@@ -94,8 +93,7 @@ class Group:
 Observer = Callable[[Group], None]
 
 
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """Rows (n, C) that an encoder wants the first `depth` components (n, depth) of, in a basis.
 
     `turn` says when, in an order that all shapes share: whoever is at a later turn waits for those at an earlier one.
