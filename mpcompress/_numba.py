@@ -53,7 +53,6 @@ KERNEL_MODULES = (
     "mpcompress.exact.kernels",
     "mpcompress.latent_codecs._kernels",
     "mpcompress.transforms.half",
-    "mpcompress.transforms.klt_far",
     "mpcompress.transforms.klt_filter",
     "mpcompress.transforms.klt_fit_weights",
     "mpcompress.transforms.klt_haar",

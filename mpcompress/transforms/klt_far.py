@@ -6,13 +6,8 @@ activations: Sun et al. 2024, arXiv 2402.17762; Darcet et al. 2024, arXiv 2309.1
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-
-from mpcompress._numba import njit, types
-from mpcompress.transforms.klt_haar import F1, F2, F2R, u64
 
 __all__ = ["fill", "find_far", "most_far", "subtract_means"]
 
@@ -28,17 +23,11 @@ def most_far(tokens: int) -> int:
     return max(1, tokens // 20)
 
 
-@njit(types.void(F2R, F2R, F2, F1), fastmath={"reassoc", "nsz", "contract"})
-def subtract_means(x: Any, means: Any, out: Any, energy: Any) -> None:
+def subtract_means(x: FloatArray, means: FloatArray, out: FloatArray, energy: FloatArray) -> None:
     """Tokens (n, C) less means (n, C), or (1, C) for all, to out (n, C); energy (n,): squares of each, summed."""
-    step = u64(means.shape[0] > 1)
-    for i in range(u64(x.shape[0])):
-        total = np.float32(0)
-        for c in range(u64(x.shape[1])):
-            value = x[i, c] - means[i * step, c]
-            out[i, c] = value
-            total += value * value
-        energy[i] = total
+    np.subtract(x, means, out=out)
+    with np.errstate(over="ignore"):
+        np.einsum("nc,nc->n", out, out, out=energy)
 
 
 def find_far(energy: FloatArray, typical: float) -> Ints:
