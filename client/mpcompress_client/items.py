@@ -20,13 +20,13 @@ from mpcompress_client.status import error_of
 from mpcompress_proto.coded_unit import CodedUnit, check_header
 from mpcompress_proto.parcel import Parcel
 from mpcompress_proto.tensors import (
-    MAX_INLINE_BYTES,
     Array,
     PayloadReceiver,
     Receiver,
     array_from,
     check_specs,
     cuts,
+    inline_bytes,
     joined,
     wire_view,
 )
@@ -105,7 +105,7 @@ class CompressItem(Item[pb.CompressRequest, pb.CompressResponse, CodedUnit]):
         )
         self._parts = [wire_view(array) for array in tensors.values()]
         self.nbytes = sum(len(part) for part in self._parts)
-        self.inline_bytes = _inline(self.nbytes)
+        self.inline_bytes = inline_bytes(self.nbytes)
         self.timeout_s = timeout_s
         self._answer: pb.CompressedItem | None = None
         self._receiver = PayloadReceiver(0)
@@ -169,7 +169,7 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
         self._payload = memoryview(unit.payload)
         self._parts = [wire_view(array) for array in context.values()]
         sent = len(self._payload) + sum(len(part) for part in self._parts)
-        self.inline_bytes = _inline(sent)
+        self.inline_bytes = inline_bytes(sent)
         # What comes back is as large as what was compressed, and usually dwarfs the unit.
         self.nbytes = sent + sum(check_specs(unit.header.tensors, "unit.tensors"))
         self.timeout_s = timeout_s
@@ -224,10 +224,6 @@ class DecompressItem(Item[pb.DecompressRequest, pb.DecompressResponse, Decoded])
             for spec, buffer in zip(self._specs, self._receiver.buffers, strict=True)
         }
         return next(iter(arrays.values())) if len(arrays) == 1 else arrays
-
-
-def _inline(nbytes: int) -> int | None:
-    return nbytes if nbytes <= MAX_INLINE_BYTES else None
 
 
 def _announce(header: pb.CompressHeader | pb.DecompressHeader, item_id: int, timeout_s: float) -> None:

@@ -119,7 +119,6 @@ class Encoder:
 
 
 _KEPT_ELEMENTS = 1 << 22
-
 _NO_PRICE = np.zeros((0, 0), np.float32)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+from mpcompress_proto.tensors import MAX_INLINE_BYTES
+
 MAX_BUNDLE = 64
 """Most messages in a bundle."""
 
@@ -16,7 +18,7 @@ KEY = "x-mpcompress-bundles"
 METADATA = ((KEY, str(MAX_BUNDLE)),)
 """What says that its sender reads bundles."""
 
-MAX_BUNDLE_BYTES = (1 << 20) - 4096
+MAX_BUNDLE_BYTES = MAX_INLINE_BYTES
 """Most bytes of tensors and payloads in a bundle that is sent; as much as a message without a bundle has."""
 
 _DIGITS = 6

@@ -138,6 +138,11 @@ def wire_view(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
+def inline_bytes(nbytes: int) -> int | None:
+    """Bytes of an item's tensors and payload that travel in its header; None when they follow in chunks."""
+    return nbytes if nbytes <= MAX_INLINE_BYTES else None
+
+
 def joined(views: Sequence[memoryview]) -> bytes | memoryview:
     """The bytes of all parts of an item; a copy only when it has several."""
     return views[0] if len(views) == 1 else b"".join(views)

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 
 from mpcompress_proto.parcel import Parcel
-from mpcompress_proto.tensors import MAX_INLINE_BYTES, cuts, joined
+from mpcompress_proto.tensors import cuts, inline_bytes, joined
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 
@@ -24,7 +24,7 @@ class Answer:
     @property
     def inline_bytes(self) -> int | None:
         """Its bytes when they travel in its one message; None when chunks follow."""
-        return self.nbytes if self.nbytes <= MAX_INLINE_BYTES else None
+        return inline_bytes(self.nbytes)
 
 
 def compressed(item_id: int, unit: pb.CodedUnitHeader, report: pb.CodingReport, payload: memoryview) -> Answer:
@@ -34,14 +34,13 @@ def compressed(item_id: int, unit: pb.CodedUnitHeader, report: pb.CodingReport, 
 
 def decompressed(item_id: int, specs: Sequence[pb.TensorSpec], views: Sequence[memoryview], time: Duration) -> Answer:
     """Tensors: their bytes inline when few, else in chunks."""
-    nbytes = sum(len(view) for view in views)
-    return Answer(nbytes=nbytes, messages=_decompressed(item_id, specs, views, time, nbytes <= MAX_INLINE_BYTES))
+    return Answer(nbytes=sum(len(view) for view in views), messages=_decompressed(item_id, specs, views, time))
 
 
 def _compressed(
     item_id: int, unit: pb.CodedUnitHeader, report: pb.CodingReport, payload: memoryview
 ) -> Iterator[Parcel[pb.CompressResponse]]:
-    inline = len(payload) <= MAX_INLINE_BYTES
+    inline = inline_bytes(len(payload)) is not None
     message = pb.CompressResponse(item_id=item_id)
     # Not as arguments: those are copied once more for each message around them.
     message.result.unit.CopyFrom(unit)
@@ -54,8 +53,9 @@ def _compressed(
 
 
 def _decompressed(
-    item_id: int, specs: Sequence[pb.TensorSpec], views: Sequence[memoryview], time: Duration, inline: bool
+    item_id: int, specs: Sequence[pb.TensorSpec], views: Sequence[memoryview], time: Duration
 ) -> Iterator[Parcel[pb.DecompressResponse]]:
+    inline = inline_bytes(sum(len(view) for view in views)) is not None
     message = pb.DecompressResponse(item_id=item_id, result=pb.DecompressedItem(tensors=specs, coding_time=time))
     yield Parcel(message, joined(views) if inline else b"")
     if not inline:

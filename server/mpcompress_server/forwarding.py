@@ -22,7 +22,7 @@ from mpcompress.codec import Array
 from mpcompress.errors import CodecUnavailableError
 from mpcompress_proto.errors import WireError
 from mpcompress_proto.parcel import Parcel
-from mpcompress_proto.tensors import MAX_INLINE_BYTES, Receiver, check_specs, cuts, joined
+from mpcompress_proto.tensors import Receiver, check_specs, cuts, inline_bytes, joined
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_server import messages as convert
 from mpcompress_server.errors import DOMAIN, ItemTimeoutError, RemoteItemError, WorkerUnreachableError
@@ -137,7 +137,7 @@ class Forwarding:
         most_s = convert.seconds(self._server.limits.max_timeout, "max_timeout")
         header.timeout.CopyFrom(convert.duration(min(left_s, most_s or left_s)))
         views = [part.data for part in work.parts]
-        inline = sum(len(view) for view in views) <= MAX_INLINE_BYTES
+        inline = inline_bytes(sum(len(view) for view in views)) is not None
         yield work.request(header, joined(views) if inline else b"")
         if not inline:
             for part, offset, view in cuts(views):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from mpcompress_proto.bundles import Pace
-from mpcompress_proto.parcel import bundled
+from mpcompress_proto.parcel import Parcel, bundled
 from mpcompress_server.errors import UnreadAnswersError
 
 # Progress is worth nothing to a client that does not read: beyond this it is dropped.
@@ -92,9 +92,10 @@ class Outbox:
                 letters = self._leaving = self._next()
                 try:
                     for message in self._messages(letters):
+                        self._pace.leaves(message.nbytes if isinstance(message, Parcel) else 0)
                         await send(message)
+                        self._pace.left()
                         del message
-                    self._pace.left()
                 finally:
                     for letter in letters:
                         if letter.release:
@@ -117,8 +118,6 @@ class Outbox:
                 break
             nbytes += more
             letters.append(self._letters.popleft())
-        if nbytes is not None:
-            self._pace.leaves(nbytes)
         return letters
 
     def _messages(self, letters: list[Letter]) -> Iterator[Any]:
