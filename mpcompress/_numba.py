@@ -36,11 +36,11 @@ import numba
 from numba.core import typeinfer
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
-from numba.core.registry import CPUDispatcher
 from numba.core.serialize import dumps
 from numba.extending import is_jitted
 
 from mpcompress._numba_memory import remembering
+from mpcompress._numba_pipeline import HelperDispatcher, KernelCompiler
 
 __all__ = ["CACHE_DIR_VARIABLE", "KERNEL_MODULES", "njit", "types", "warm_up"]
 
@@ -90,11 +90,11 @@ def njit(*signatures: Any, lazy: bool = False, allocates: bool = False, **option
     options = _OPTIONS | ({} if signatures else _HELPER_OPTIONS) | ({"_nrt": True} if allocates else {}) | options
 
     def decorate(function: F) -> Any:
-        dispatcher: Any = numba.njit(**options)(function)
+        dispatcher: Any = numba.njit(pipeline_class=KernelCompiler, **options)(function)
         if not _is_jitted(dispatcher):  # plain Python under NUMBA_DISABLE_JIT
             return dispatcher
         if not signatures:
-            dispatcher.__class__ = _Helper
+            dispatcher.__class__ = HelperDispatcher
             return dispatcher
 
         def compiled() -> Any:
@@ -116,13 +116,6 @@ def warm_up() -> None:
         importlib.import_module(name)
     for kernel in _Lazy.all:
         kernel.compiled()
-
-
-class _Helper(CPUDispatcher):
-    """Has no wrapper: a call from Python would jump to address 0."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"{self.py_func.__qualname__} is for compiled code only")
 
 
 class _Lazy:
@@ -151,6 +144,7 @@ class _KernelCache(NullCache):
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         source = Path(inspect.getfile(function))
+        self._allocates = options["_nrt"]
         self._stem = f"{source.stem}.{function.__qualname__}"
         self._directories = list(_directories(source))
         self._stamp = _stamp(function, options)
@@ -160,7 +154,8 @@ class _KernelCache(NullCache):
         return str(self._directories[0])
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
+        if self._allocates:  # else a third of a second: numba imports what it needs only to compile, scipy too
+            target_context.refresh()
         name = self._name(sig, target_context.codegen())
         for directory in self._directories:
             # A truncated or foreign file can fail in any way; compiling again is always right.

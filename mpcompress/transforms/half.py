@@ -54,7 +54,8 @@ _as_float: Any = intrinsic(_from_bits)
 def _widen(bits: Any, out: Any) -> Any:
     largest = np.int32(0)
     for i in range(np.uint64(bits.size)):
-        largest = max(largest, np.int32(bits[i] & 0x7FFF))
+        size = np.int32(bits[i] & 0x7FFF)
+        largest = size if size > largest else largest
         # Less the copies of the sign above the exponent.
         out[i] = _as_float(np.int32((np.int32(bits[i]) << 13) & np.int32(-0x70002000))) * _UP
     return largest

@@ -60,9 +60,11 @@ _RUN = FEATURES - 1
 def _add_energies(x: Array, decoded: Array, bounds: Array, energies: Array) -> None:
     bands = u64(energies.size - 1)
     left = np.float32(0)
+    end = u64(bounds[0])
     for band in range(bands):
+        begin, end = end, u64(bounds[band + u64(1)])
         energy = np.float32(0)
-        for k in range(u64(min(bounds[band], x.size)), u64(min(bounds[band + u64(1)], x.size))):
+        for k in range(begin, end if end < x.size else u64(x.size)):
             energy += x[k] * x[k]
             gap = x[k] - decoded[k]
             left += gap * gap

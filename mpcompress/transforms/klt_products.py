@@ -163,17 +163,19 @@ def multiply_rows(x: Array, depths: Array, start: Int, panels: Array, members: A
     rows = x.shape[0]
     for number in range(-(-members.size // PANEL)):
         begin = number * PANEL
-        columns = u64(min(members.size - begin, PANEL))
+        left = members.size - begin
+        columns = u64(left if left < PANEL else PANEL)
         leftmost = members[u64(begin)]
         dense = members[u64(begin) + columns - u64(1)] - leftmost + 1 == columns
         while rows > 0 and depths[u64(rows - 1)] <= leftmost:
             rows -= 1
         for i in range(0, rows, _TILE):
-            if rows - i > _FEW:
+            below = rows - i
+            if below > _FEW:
                 _tile_of_eight(x, i, rows, start, panels, number, sums)
             else:
                 _tile_of_four(x, i, rows, start, panels, number, sums)
-            for r in range(u64(min(rows - i, _TILE))):
+            for r in range(u64(below if below < _TILE else _TILE)):
                 if dense:
                     for k in range(columns):
                         y[u64(i) + r, u64(leftmost) + k] = sums[r, k]

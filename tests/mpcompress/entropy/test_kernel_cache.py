@@ -81,6 +81,12 @@ def test_found_again_whatever_the_order_of_a_set(tree: Path, monkeypatch: pytest
         assert run(tree, cache=tree / "cache") == f"20 {min(seed, 1)}"
 
 
+def test_what_is_found_again_needs_no_compiler(tree: Path) -> None:
+    code = "import sys, program; print([m for m in ('numba.np.linalg', 'scipy') if m in sys.modules])"
+    assert "numba.np.linalg" in run(tree, cache=tree / "cache", code=code)
+    assert run(tree, cache=tree / "cache", code=code) == "20 1\n[]"
+
+
 def test_next_to_the_source_by_default(tree: Path) -> None:
     assert run(tree) == "20 0"
     assert len(list((tree / "__pycache__").glob("*.nbc"))) == 1
