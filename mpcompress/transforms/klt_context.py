@@ -183,14 +183,15 @@ def row_context(
     left, up = u64(neighbours[row, 0]), u64(neighbours[row, 1])
     first, second = u64(neighbours[row, 4]), u64(neighbours[row, 5])
     for k in range(u64(end)):
+        # In 64 bits, of which the store takes 32: LLVM then does all of it in 32.
         part[k] = (
-            i32(i32(known[kind, LEVEL, k]) << WEIGHT_SHIFT)
-            + i32(known[kind, 0, k] * near)
-            + i32(known[kind, 1, k] * node)
-            + i32(known[kind, 2, k] * above)
-            + i32(known[kind, 3, k] * before)
-            + i32(known[kind, 4, k] * i32(said[left, k] + said[up, k]))
-            + i32(known[kind, 5, k] * i32(said[first, k] + said[second, k]))
+            (known[kind, LEVEL, k] << WEIGHT_SHIFT)
+            + known[kind, 0, k] * near
+            + known[kind, 1, k] * node
+            + known[kind, 2, k] * above
+            + known[kind, 3, k] * before
+            + known[kind, 4, k] * (said[left, k] + said[up, k])
+            + known[kind, 5, k] * (said[first, k] + said[second, k])
         )
 
 
