@@ -11,6 +11,8 @@ generator that stops at small groups for a product that several samples may shar
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +29,7 @@ from mpcompress.transforms.klt_statistics import Statistics, Steps
 from mpcompress.transforms.klt_together import alone
 from mpcompress.transforms.scratch import Scratch
 
-__all__ = ["DEAD_ZONE", "Encoder"]
+__all__ = ["DEAD_ZONE", "NO_PASSES", "Encoder", "Passes"]
 
 DEAD_ZONE = -1.0
 """A rate that turns the search off."""
@@ -37,6 +39,19 @@ _SHARED_ROWS = 8
 _ROOT, _PREFIX, _LEVEL, _FAR = range(4)
 
 FloatArray = NDArray[np.float32]
+
+
+class Passes(NamedTuple):
+    """How often to code a sample again: each time in view of what the filter, if it works, would add to the last.
+
+    With `priced`, and without a filter too, also in view of what the symbols of the last time cost those after them.
+    """
+
+    most: int
+    priced: bool
+
+
+NO_PASSES = Passes(0, priced=False)
 
 
 class Encoder:
@@ -57,13 +72,9 @@ class Encoder:
         statistics: Statistics,
         rate: float,
         observe: Observer | None = None,
-        passes: int = 0,
+        passes: Passes = NO_PASSES,
     ) -> Symbols | None:
-        """Symbols of a sample; None when a value is not finite or too large for the step.
-
-        Each of the `passes` codes it again, knowing what the symbols of the last time cost those after them, and what
-        the filter would add to them.
-        """
+        """Symbols of a sample; None when a value is not finite or too large for the step."""
         return alone(self._engine.bases, self.quantising(sample, steps, statistics, rate, observe, passes))
 
     def quantising(
@@ -73,18 +84,19 @@ class Encoder:
         statistics: Statistics,
         rate: float,
         observe: Observer | None = None,
-        passes: int = 0,
+        passes: Passes = NO_PASSES,
     ) -> Coding[Symbols | None]:
         """`quantise`, with products that others may share."""
         run = _Run(self, sample, steps, statistics, rate, observe)
-        found = run.symbols() if (yield from run.code()) else None
-        for _ in range(passes if found is not None and rate > 0 else 0):
-            assert found is not None
-            run = _Run(self, sample, steps, statistics, rate, None, run.prices(found), run.change)
-            if not (yield from run.code()):
+        if not (yield from run.code()):
+            return None
+        for _ in range(passes.most):
+            if run.change is None and not passes.priced:
                 break
-            found = run.symbols()
-        return found
+            run = _Run(self, sample, steps, statistics, rate, None, run.prices() if passes.priced else None, run.change)
+            if not (yield from run.code()):
+                return (yield from self.quantising(sample, steps, statistics, rate))
+        return run.symbols()
 
     def reconstruct(
         self, sample: Sample, steps: Steps, statistics: Statistics, rate: float, aim: FloatArray | None = None
@@ -153,31 +165,40 @@ class _Run:
         self.reconstruction: Reconstruction | None = None
         self.change: FloatArray | None = None  # what the filter would add, (h, w, C)
         self.count = 0
-        self.error = self.cross = self.power = 0.0
+        self._error = 0.0
 
     def symbols(self) -> Symbols:
-        """What was coded."""
+        """What was coded, and what the filter would win: right after it was coded, as all its arrays are buffers."""
         index, classes, values, _ = self.lists
-        n = self.count
-        return Symbols(
-            index[:n].copy(), classes[:n].copy(), values[:n].copy(), max(self.error, 0.0), self.cross, self.power
-        )
+        n, error, cross, power = self.count, self._error, 0.0, 0.0
+        if self.change is not None:
+            assert self.reconstruction is not None
+            missing = self._scratch.take("missing", *self.change.shape)
+            np.subtract(self.reconstruction.centred, self.reconstruction.grid, out=missing)
+            if self._aim is not None:
+                error -= _energy(missing)
+                missing += self._aim
+                error += _energy(missing)
+            cross, power = float(np.vdot(missing, self.change)), _energy(self.change)
+        return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), max(error, 0.0), cross, power)
 
-    def prices(self, symbols: Symbols) -> FloatArray:
-        """Of evidence; right after the symbols were coded."""
+    def prices(self) -> FloatArray:
+        """Of evidence; right after it was coded."""
         from mpcompress.transforms.klt_lookahead import price_evidence
 
         price = np.empty_like(self._memory[0], np.float32)
         plan, statistics, cost = self._plan, self._statistics, self._engine.model.cost
+        index, classes, values, _ = self.lists
+        n = self.count
         price_evidence(
             *(plan.kind, plan.neighbours, statistics.kernel, self._memory),
-            *(symbols.index, symbols.classes, symbols.values, cost, price),
+            *(index[:n], classes[:n], values[:n], cost, price),
         )
         return price
 
     def code(self) -> Coding[bool]:
         """Codes all rows; False when a value cannot be."""
-        plan = self._plan
+        engine, plan = self._engine, self._plan
         grid, apart = self._centred()
         root, details = split_all(grid, plan, self._scratch)
         field = yield from self._group((_ROOT, 0), 1, root.reshape(1, -1), prefix=False)
@@ -194,7 +215,9 @@ class _Run:
         if self._whole:
             self.reconstruction = Reconstruction(grid, decoded, head)
         if self._filtered:
-            self._judge_filter(grid, decoded, head)
+            assert engine.filter is not None
+            # Far tokens' places count as they are on the grid.
+            self.change = engine.filter.correction(decoded, head, self._steps.patch)
         if apart is None:
             return True
         return (yield from self._group((_FAR, 0), plan.rows - len(apart) + 1, apart, prefix=False)) is not None
@@ -215,18 +238,6 @@ class _Run:
                 self._decode(2, 3)
                 decoded = self._tokens[2] + predicted
         return decoded, True
-
-    def _judge_filter(self, grid: FloatArray, decoded: FloatArray, head: FloatArray | None) -> None:
-        """What the filter would win, far tokens' places counted as they are on the grid."""
-        assert self._engine.filter is not None
-        self.change = self._engine.filter.correction(decoded, head, self._steps.patch)
-        self.power = _energy(self.change)
-        missing = np.subtract(grid, decoded, out=self._scratch.take("missing", *grid.shape))
-        if self._aim is not None:
-            self.error -= _energy(missing)
-            missing += self._aim
-            self.error += _energy(missing)
-        self.cross = float(np.vdot(missing, self.change))
 
     def _centred(self) -> tuple[FloatArray, FloatArray | None]:
         """The grid (h, w, C) less the means, without far tokens; and these, less theirs."""
@@ -302,7 +313,7 @@ class _Run:
         *bands, error = energies.tolist()
         inside = sum(bands)
         energy = _energy(rows) if depth < rows.shape[1] else inside
-        self.error += error + (energy - inside)
+        self._error += error + (energy - inside)
         if self._observe is not None:
             self._observe(Group(kind, first, x, field, energy, bands, begin, self.count))
         return field

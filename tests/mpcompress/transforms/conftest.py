@@ -10,10 +10,11 @@ from mpcompress.calibrate import CalibrationResult, calibrate
 from mpcompress.codec import Coded, CodingParams, TensorSpec, Unit
 from mpcompress.registry import load, preset
 from mpcompress.transforms.klt_codec import KltCodec
-from mpcompress.transforms.klt_encoder import Encoder
+from mpcompress.transforms.klt_encoder import NO_PASSES, Encoder
 from mpcompress.transforms.klt_engine import Engine
 from mpcompress.transforms.klt_model_file import read_model
 from mpcompress.transforms.klt_sample import Sample, Symbols
+from mpcompress.transforms.klt_search import PASSES
 from mpcompress.transforms.klt_statistics import Steps, statistics_at
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -87,12 +88,12 @@ def unfiltered(codec: KltCodec, unit: Unit) -> np.ndarray:
 
 
 def symbols(codec: KltCodec, x: np.ndarray, qp: int, rate: float | None = None) -> Symbols:
-    """What the encoder makes of a tensor on the codec's own grid; at the codec's rate unless another is given."""
+    """What effort 1 makes of a tensor on the codec's own grid; with `rate`, one pass at that rate."""
     height, width = codec.token_res
     steps = Steps.of(codec.model, qp, codec.model.prefix_qp_offset_eighths, 0)
     sample = Sample(x.astype(np.float32), codec.prefix_tokens, height, width, np.zeros(0, np.int64))
-    rate = codec.model.rate if rate is None else rate
-    found = Encoder(Engine(codec.model)).quantise(sample, steps, statistics_at(codec.model, steps), rate)
+    rate, passes = (codec.model.rate, PASSES[1]) if rate is None else (rate, NO_PASSES)
+    found = Encoder(Engine(codec.model)).quantise(sample, steps, statistics_at(codec.model, steps), rate, None, passes)
     assert found is not None
     return found
 
