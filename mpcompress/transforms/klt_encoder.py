@@ -35,6 +35,7 @@ DEAD_ZONE = -1.0
 """A rate that turns the search off."""
 
 _AIMED_RATE = 0.7  # of the rate: with the filter in view fewer symbols had best be 0, on held-out pictures
+_LEAST_HELP = 0.25  # of what the filter adds: held-out features have .4 to 1 along what is missing, others below .1
 _SHARED_ROWS = 8
 _ROOT, _PREFIX, _LEVEL, _FAR = range(4)
 
@@ -42,7 +43,7 @@ FloatArray = NDArray[np.float32]
 
 
 class Passes(NamedTuple):
-    """How often to code a sample again: each time in view of what the filter, if it works, would add to the last.
+    """How often to code a sample again: each time in view of what the filter, if it helps, would add to the last.
 
     With `priced`, and without a filter too, also in view of what the symbols of the last time cost those after them.
     """
@@ -91,9 +92,10 @@ class Encoder:
         if not (yield from run.code()):
             return None
         for _ in range(passes.most):
-            if run.change is None and not passes.priced:
+            aim = run.change if run.is_helped() else None
+            if aim is None and not passes.priced:
                 break
-            run = _Run(self, sample, steps, statistics, rate, None, run.prices() if passes.priced else None, run.change)
+            run = _Run(self, sample, steps, statistics, rate, None, run.prices() if passes.priced else None, aim)
             if not (yield from run.code()):
                 return (yield from self.quantising(sample, steps, statistics, rate))
         return run.symbols()
@@ -170,17 +172,28 @@ class _Run:
     def symbols(self) -> Symbols:
         """What was coded, and what the filter would win: right after it was coded, as all its arrays are buffers."""
         index, classes, values, _ = self.lists
-        n, error, cross, power = self.count, self._error, 0.0, 0.0
-        if self.change is not None:
-            assert self.reconstruction is not None
-            missing = self._scratch.take("missing", *self.change.shape)
-            np.subtract(self.reconstruction.centred, self.reconstruction.grid, out=missing)
-            if self._aim is not None:
-                error -= _energy(missing)
-                missing += self._aim
-                error += _energy(missing)
-            cross, power = float(np.vdot(missing, self.change)), _energy(self.change)
-        return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), max(error, 0.0), cross, power)
+        n = self.count
+        return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), *self._left())
+
+    def is_helped(self) -> bool:
+        """Whether the filter knows such features: it adds to others what nobody lost. Right after it was coded."""
+        if self.change is None:
+            return False
+        _, cross, power = self._left()
+        return cross > _LEAST_HELP * power
+
+    def _left(self) -> tuple[float, float, float]:
+        """`error`, `cross` and `power` of `Symbols`."""
+        if self.change is None:
+            return max(self._error, 0.0), 0.0, 0.0
+        assert self.reconstruction is not None
+        error, missing = self._error, self._scratch.take("missing", *self.change.shape)
+        np.subtract(self.reconstruction.centred, self.reconstruction.grid, out=missing)
+        if self._aim is not None:
+            error -= _energy(missing)
+            missing += self._aim
+            error += _energy(missing)
+        return max(error, 0.0), float(np.vdot(missing, self.change)), _energy(self.change)
 
     def prices(self) -> FloatArray:
         """Of evidence; right after it was coded."""
