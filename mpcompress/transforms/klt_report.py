@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mpcompress.registry import preset_ids
 
-_WITHOUT_ID_BYTES = 30
+_WITHOUT_CODEC_BYTES = 21
+_FINGERPRINT_BYTES = 9  # and its version and arithmetic
 
 
 @lru_cache(maxsize=256)
@@ -17,9 +18,11 @@ def unit_overhead_bytes(codec_id: str) -> int:
     """What a unit costs beside its entropy-coded bytes, at most; counted in every rate reported here.
 
     That is the header of a .mpc file with a qp and the width of another grid, see docs/format.md. It depends on the
-    codec's id: shipped codecs have numbers, which take two bytes; other ids are spelt, three characters in two bytes.
+    codec's id: a number of one byte says all of a shipped codec; other ids are spelt, three characters in two bytes.
     """
-    return _WITHOUT_ID_BYTES + (2 if codec_id in preset_ids() else 2 * (len(codec_id) // 3 + 1))
+    if codec_id in preset_ids():
+        return _WITHOUT_CODEC_BYTES + 1
+    return _WITHOUT_CODEC_BYTES + _FINGERPRINT_BYTES + 2 * (len(codec_id) // 3 + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

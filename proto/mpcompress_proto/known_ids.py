@@ -1,11 +1,18 @@
-"""Codec ids that everybody has, by number: a .mpc file names such a codec in two bytes.
+"""Codecs that everybody has, by number: a .mpc file names such a codec in one or two bytes.
 
-An id's number is its place in `KNOWN_IDS`. Files have these numbers for ever: new ids are appended, none is moved,
-removed or renamed, and the number of a codec that is no longer shipped is never given to another. docs/format.md lists
-them too.
+An id's number is its place in `KNOWN_IDS`. An edition is all that a unit says of its codec, for codecs whose units are
+so small that it counts: the calibrated ones, which get a new edition whenever their fingerprint changes. Its number is
+its place in `EDITIONS`.
+
+Files have these numbers for ever: new ones are appended, none is moved, removed or changed, and the number of a codec
+that is no longer shipped is never given to another. docs/format.md lists them too.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
+
+from mpcompress_proto.v1 import compression_pb2 as pb
 
 KNOWN_IDS: tuple[str, ...] = (
     "klt-imgfocus-vits14-final",
@@ -33,3 +40,22 @@ KNOWN_IDS: tuple[str, ...] = (
 )
 
 NUMBERS = {codec_id: number for number, codec_id in enumerate(KNOWN_IDS)}
+
+
+class Edition(NamedTuple):
+    """A codec at one fingerprint, with what its units have in common."""
+
+    codec_id: str
+    fingerprint: bytes
+    bitstream_version: int
+    arithmetic: pb.Arithmetic.ValueType = pb.ARITHMETIC_EXACT
+
+
+EDITIONS: tuple[Edition, ...] = (
+    Edition("klt-imgfocus-vits14-final", bytes.fromhex("bee6415ce3b78125"), 5),
+    Edition("klt-imgfocus-vits14-block6", bytes.fromhex("3eb1f689094b7c43"), 5),
+    Edition("klt-minilm-l3", bytes.fromhex("7c6db6bf8e7f9223"), 4),
+    Edition("klt-minilm-last", bytes.fromhex("3c5f053a1287454c"), 4),
+)
+
+EDITION_NUMBERS = {edition: number for number, edition in enumerate(EDITIONS)}

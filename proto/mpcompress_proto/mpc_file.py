@@ -2,12 +2,15 @@
 
     offset  bytes
     0       2      "MP"
-    2       1      0xC0 | layout, 1 or 2
+    2       1      0xC0 | layout, 1 to 3
     3       4      CRC-32 (zlib's) of all other bytes of the file, little-endian
-    7       8      fingerprint
-    15      1      bits 0-1 arithmetic, bits 2-7 bitstream version (1 to 63)
-    16      2n     codec id in base 40: three characters per little-endian uint16, ended by a 0 character;
-                   or in layout 2 one little-endian uint16, 64000 + the id's place in `known_ids`
+    7       ..     the codec. Layouts 1 and 2:
+                   8      fingerprint
+                   1      bits 0-1 arithmetic, bits 2-7 bitstream version (1 to 63)
+                   2n     codec id in base 40: three characters per little-endian uint16, ended by a 0 character;
+                          or in layout 2 one little-endian uint16, 64000 + the id's place in `KNOWN_IDS`
+                   layout 3:
+                   1+     varint: place in `EDITIONS`, which has all of that
     ..      ..     one descriptor per tensor: a byte (bits 0-3 data type, bits 4-6 rank, bit 7 another one follows),
                    then the sides as varints
     ..      1+     varint: size of the state that follows
@@ -15,9 +18,9 @@
                    there is one tensor named "h", the tensors' names
     ..      ..     payload, to the end
 
-Words in base 40 are below 64000. Only known ids are written in layout 2: older readers know layout 1. A whole unit of a
-shipped klt codec costs at most 32 bytes beyond its payload. The layout is the file's own matter: the unit's format,
-`CodedUnitHeader.format_version`, is 1 in both.
+Words in base 40 are below 64000. A unit is written in the highest layout that has a number for its codec. A whole unit
+of a shipped klt codec costs at most 22 bytes beyond its payload. The layout is the file's own matter: the format of the
+unit, `CodedUnitHeader.format_version`, is 1 in all.
 """
 
 from __future__ import annotations
@@ -25,12 +28,14 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
 from mpcompress_proto.errors import CorruptUnitError, WireError
-from mpcompress_proto.known_ids import KNOWN_IDS, NUMBERS
+from mpcompress_proto.known_ids import EDITION_NUMBERS, EDITIONS, KNOWN_IDS, NUMBERS, Edition
 from mpcompress_proto.tensors import FEATURES, MAX_RANK, MAX_SIDE, MAX_TENSORS
 from mpcompress_proto.v1 import compression_pb2 as pb
 from mpcompress_proto.varint import varint
@@ -39,16 +44,20 @@ UNIT_FORMAT_VERSION = 1
 FINGERPRINT_BYTES = 8
 CODEC_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
+T = TypeVar("T")
+
 _MAGIC = b"MP"
 _LAYOUT_BASE = 0xC0
-_SPELT, _NUMBERED = 1, 2
+_SPELT, _NUMBERED, _EDITION = 1, 2, 3
 _CRC = slice(3, 7)
-_FIXED = struct.Struct("<2sBI8sB")
+_FIXED = struct.Struct("<2sBI")
+_IDENTITY = struct.Struct("<8sB")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789._-"
 _DIGIT = {character: index + 1 for index, character in enumerate(_ALPHABET)}
 _MAX_ID_WORDS = 22
 _FIRST_NUMBER = 40**3
 _MAX_STATE_BYTES = 1 << 20
+_MAX_NUMBER = (1 << 32) - 1
 
 
 def write(header: pb.CodedUnitHeader, payload: bytes) -> bytes:
@@ -70,7 +79,7 @@ class Sizes:
     """
 
     def __init__(self, common: pb.CodedUnitHeader) -> None:
-        self._around = _FIXED.size + len(_pack_codec(common.codec_id)[1]) + len(_pack_tensors(common))
+        self._around = _FIXED.size + len(_pack_codec(_edition_of(common))[1]) + len(_pack_tensors(common))
         self._names_bytes = len(_state(pb.CodedUnitHeader(tensors=common.tensors)))
 
     def of(self, own: pb.CodedUnitHeader, payload_bytes: int) -> int:
@@ -85,12 +94,11 @@ def _fields(header: pb.CodedUnitHeader) -> tuple[bytes, ...]:
         raise WireError("the bitstream version is 1 to 63", field="unit.bitstream_version")
     if len(header.fingerprint) != FINGERPRINT_BYTES:
         raise WireError(f"a fingerprint has {FINGERPRINT_BYTES} bytes", field="unit.fingerprint")
-    flags = header.arithmetic | header.bitstream_version << 2
     state = _state(header)
     _checked_size(len(state))
-    layout, codec = _pack_codec(header.codec_id)
+    layout, codec = _pack_codec(_edition_of(header))
     return (
-        _FIXED.pack(_MAGIC, _LAYOUT_BASE | layout, 0, header.fingerprint, flags),
+        _FIXED.pack(_MAGIC, _LAYOUT_BASE | layout, 0),
         codec,
         _pack_tensors(header),
         varint(len(state)),
@@ -114,13 +122,13 @@ def read(data: bytes) -> tuple[pb.CodedUnitHeader, bytes]:
     if len(data) < _FIXED.size or data[:2] != _MAGIC or data[2] & 0xF0 != _LAYOUT_BASE:
         raise CorruptUnitError("not a .mpc file", field="unit")
     layout = data[2] & 0x0F
-    if layout not in (_SPELT, _NUMBERED):
-        said = f".mpc layout {layout}; this reader knows {_SPELT} and {_NUMBERED}, a newer version may know it"
+    if not _SPELT <= layout <= _EDITION:
+        said = f".mpc layout {layout}; this reader knows {_SPELT} to {_EDITION}, a newer version may know it"
         raise CorruptUnitError(said, field="unit")
     if _checksum(data) != int.from_bytes(data[_CRC], "little"):
         raise CorruptUnitError("the .mpc file is damaged or incomplete: its checksum does not match", field="unit")
     cursor = _Cursor(data, _FIXED.size)
-    codec_id = _unpack_codec(cursor, layout)
+    codec = _unpack_codec(cursor, layout)
     tensors = _unpack_tensors(cursor)
     header = pb.CodedUnitHeader()
     try:
@@ -130,10 +138,10 @@ def read(data: bytes) -> tuple[pb.CodedUnitHeader, bytes]:
     payload = cursor.rest()
     _merge_names(header, tensors)
     header.format_version = UNIT_FORMAT_VERSION
-    header.codec_id = codec_id
-    header.fingerprint = data[7:15]
-    header.arithmetic = pb.Arithmetic.ValueType(data[15] & 3)
-    header.bitstream_version = data[15] >> 2
+    header.codec_id = codec.codec_id
+    header.fingerprint = codec.fingerprint
+    header.arithmetic = codec.arithmetic
+    header.bitstream_version = codec.bitstream_version
     header.payload_bytes = len(payload)
     header.payload_crc32 = zlib.crc32(payload)
     if list(header.stream_bytes) == [len(payload)]:
@@ -174,26 +182,40 @@ def _merge_names(header: pb.CodedUnitHeader, tensors: list[pb.TensorSpec]) -> No
         header.tensors.append(tensor)
 
 
+def _edition_of(header: pb.CodedUnitHeader) -> Edition:
+    return Edition(header.codec_id, header.fingerprint, header.bitstream_version, header.arithmetic)
+
+
 @lru_cache(maxsize=256)
-def _pack_codec(codec_id: str) -> tuple[int, bytes]:
-    """The layout of a codec's files, and its id in them."""
-    if codec_id in NUMBERS:
-        return _NUMBERED, struct.pack("<H", _FIRST_NUMBER + NUMBERS[codec_id])
-    if not CODEC_ID.fullmatch(codec_id):
-        raise WireError(f"codec id {codec_id!r} is not 1 to 64 characters of [a-z0-9._-]", field="unit.codec_id")
-    digits = [_DIGIT[character] for character in codec_id] + [0]
+def _pack_codec(codec: Edition) -> tuple[int, bytes]:
+    """The layout of a codec's files, and what they say of it."""
+    if codec in EDITION_NUMBERS:
+        return _EDITION, varint(EDITION_NUMBERS[codec])
+    identity = _IDENTITY.pack(codec.fingerprint, codec.arithmetic | codec.bitstream_version << 2)
+    if codec.codec_id in NUMBERS:
+        return _NUMBERED, identity + struct.pack("<H", _FIRST_NUMBER + NUMBERS[codec.codec_id])
+    if not CODEC_ID.fullmatch(codec.codec_id):
+        raise WireError(f"codec id {codec.codec_id!r} is not 1 to 64 characters of [a-z0-9._-]", field="unit.codec_id")
+    digits = [_DIGIT[character] for character in codec.codec_id] + [0]
     digits += [0] * (-len(digits) % 3)
     words = [digits[i] * 1600 + digits[i + 1] * 40 + digits[i + 2] for i in range(0, len(digits), 3)]
-    return _SPELT, struct.pack(f"<{len(words)}H", *words)
+    return _SPELT, identity + struct.pack(f"<{len(words)}H", *words)
 
 
-def _unpack_codec(cursor: _Cursor, layout: int) -> str:
+def _unpack_codec(cursor: _Cursor, layout: int) -> Edition:
+    if layout == _EDITION:
+        return _numbered(EDITIONS, cursor.varint(_MAX_NUMBER))
+    fingerprint, flags = _IDENTITY.unpack(cursor.take(_IDENTITY.size))
+    return Edition(_unpack_id(cursor, layout), fingerprint, flags >> 2, pb.Arithmetic.ValueType(flags & 3))
+
+
+def _unpack_id(cursor: _Cursor, layout: int) -> str:
     digits: list[int] = []
     for _ in range(_MAX_ID_WORDS):
         word = int.from_bytes(cursor.take(2), "little")
         if word >= _FIRST_NUMBER:
             if layout == _NUMBERED and not digits:
-                return _known_id(word - _FIRST_NUMBER)
+                return _numbered(KNOWN_IDS, word - _FIRST_NUMBER)
             break
         digits += [word // 1600, word // 40 % 40, word % 40]
         if digits[-1] == 0:
@@ -205,9 +227,9 @@ def _unpack_codec(cursor: _Cursor, layout: int) -> str:
     raise CorruptUnitError("the .mpc file names no codec", field="unit.codec_id")
 
 
-def _known_id(number: int) -> str:
-    if number < len(KNOWN_IDS):
-        return KNOWN_IDS[number]
+def _numbered(known: Sequence[T], number: int) -> T:
+    if number < len(known):
+        return known[number]
     said = f"the .mpc file's codec is number {number}, of which this version knows nothing; a newer one may"
     raise CorruptUnitError(said, field="unit.codec_id")
 

@@ -1,4 +1,4 @@
-"""The .mpc file: exact bytes of both layouts, its overhead, and that nothing damaged is ever taken for a unit."""
+"""The .mpc file: exact bytes of all layouts, its overhead, and that nothing damaged is ever taken for a unit."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from mpcompress_proto import mpc_file
 from mpcompress_proto.coded_unit import CodedUnit
 from mpcompress_proto.errors import CorruptUnitError, WireError
-from mpcompress_proto.known_ids import KNOWN_IDS
+from mpcompress_proto.known_ids import EDITIONS, KNOWN_IDS
 from mpcompress_proto.tensors import spec_of
 from mpcompress_proto.v1 import compression_pb2 as pb
 
 PAYLOAD = bytes(range(16))
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 
-# A unit in both layouts. These bytes may never change: files out there have to be read for ever.
+# A unit in layouts 1 and 2. These bytes may never change: files out there have to be read for ever.
 GOLDEN = bytes.fromhex(
     "4d50c1"  # magic, layout 1
     "079000ec"  # CRC-32 of everything else
@@ -43,6 +43,18 @@ NUMBERED = bytes.fromhex(
     "0123456789abcdef"
     "05"
     "01fa"  # klt-imgfocus-vits14-block6 is number 1: 64000 + 1
+    "2281028003"
+    "07"
+    "4205"
+    "088003"
+    "100c"
+    "000102030405060708090a0b0c0d0e0f"
+)
+# The same in layout 3, where it has the fingerprint and the bitstream version that edition 1 has.
+EDITION = bytes.fromhex(
+    "4d50c3"  # magic, layout 3
+    "00000000"
+    "01"  # edition 1
     "2281028003"
     "07"
     "4205"
@@ -71,12 +83,14 @@ def klt_unit(
     shape: tuple[int, ...] = (1, 257, 384),
     codec_id: str = "klt-imgfocus-vits14-block6",
     payload: bytes = PAYLOAD,
+    fingerprint: bytes = bytes.fromhex("0123456789abcdef"),
+    version: int = 1,
     **state: int,
 ) -> CodedUnit:
     return CodedUnit.build(
         codec_id=codec_id,
-        bitstream_version=1,
-        fingerprint=bytes.fromhex("0123456789abcdef"),
+        bitstream_version=version,
+        fingerprint=fingerprint,
         arithmetic=pb.ARITHMETIC_EXACT,
         tensors=[spec_of(np.zeros(shape, np.float16))],
         kind="klt",
@@ -99,8 +113,14 @@ def two_tensor_unit() -> CodedUnit:
     )
 
 
+def edition_unit(number: int = 1, shape: tuple[int, ...] = (257, 384), **state: int) -> CodedUnit:
+    edition = EDITIONS[number]
+    return klt_unit(shape, edition.codec_id, PAYLOAD, edition.fingerprint, edition.bitstream_version, **state)
+
+
 UNITS = {
     "klt": klt_unit(),
+    "an edition of klt": edition_unit(),
     "klt without a number": klt_unit(codec_id="klt-of-mine"),
     "two tensors": two_tensor_unit(),
     "empty payload": klt_unit(payload=b""),
@@ -128,6 +148,54 @@ def test_golden_bytes():
     assert CodedUnit.from_bytes(SPELT) == mine
 
 
+def test_golden_bytes_of_an_edition():
+    unit = edition_unit(token_width=12)
+    assert unit.to_bytes().hex() == EDITION.hex()
+    assert CodedUnit.from_bytes(EDITION) == unit
+    assert unit.nbytes == len(EDITION) == len(NUMBERED) - 10
+
+
+@pytest.mark.parametrize("number", range(len(EDITIONS)))
+def test_every_edition_says_all_of_its_codec(number):
+    unit = edition_unit(number)
+    data = unit.to_bytes()
+    assert data[2:8:5] == bytes([0xC3, number])
+    again = CodedUnit.from_bytes(data)
+    assert again == unit
+    header, edition = again.header, EDITIONS[number]
+    assert (header.codec_id, header.fingerprint) == (edition.codec_id, edition.fingerprint)
+    assert (header.bitstream_version, header.arithmetic) == (edition.bitstream_version, pb.ARITHMETIC_EXACT)
+
+
+def test_what_is_no_edition_is_written_in_layout_2():
+    edition = EDITIONS[1]
+    others = [
+        klt_unit(codec_id=edition.codec_id, fingerprint=edition.fingerprint, version=edition.bitstream_version - 2),
+        klt_unit(codec_id=edition.codec_id, fingerprint=bytes(8), version=edition.bitstream_version),
+        klt_unit(codec_id=EDITIONS[0].codec_id, fingerprint=edition.fingerprint, version=edition.bitstream_version),
+    ]
+    for unit in others:
+        assert unit.to_bytes()[2] == 0xC2
+        assert CodedUnit.from_bytes(unit.to_bytes()) == unit
+
+
+def test_units_of_an_edition_are_read_in_older_layouts():
+    unit = edition_unit()
+    body = unit.fingerprint + bytes([1 | unit.header.bitstream_version << 2])
+    rest = unit.to_bytes()[8:]
+    for layout, name in ((2, b"\x01\xfa"), (2, GOLDEN[16:34]), (1, GOLDEN[16:34])):
+        data = with_checksum(b"MP" + bytes([0xC0 | layout]) + bytes(4) + body + name + rest)
+        assert CodedUnit.from_bytes(data) == unit
+        assert CodedUnit.from_bytes(data).to_bytes() == unit.to_bytes()
+
+
+@pytest.mark.parametrize("number", [bytes([len(EDITIONS)]), b"\x7f", b"\xff\xff\xff\xff\x0f"])
+def test_an_edition_from_the_future_says_so(number):
+    with pytest.raises(CorruptUnitError, match=r"number \d+, .* newer") as caught:
+        CodedUnit.from_bytes(with_checksum(EDITION[:7] + number + EDITION[8:]))
+    assert caught.value.field == "unit.codec_id"
+
+
 def test_files_from_before_codecs_had_numbers_are_read():
     unit = CodedUnit.from_bytes(GOLDEN)
     assert unit == klt_unit((257, 384), token_width=12)
@@ -136,7 +204,7 @@ def test_files_from_before_codecs_had_numbers_are_read():
 
 
 def test_the_layout_is_no_part_of_the_unit():
-    for data in (GOLDEN, NUMBERED, SPELT, with_checksum(SPELT[:2] + b"\xc2" + SPELT[3:])):
+    for data in (GOLDEN, NUMBERED, EDITION, SPELT, with_checksum(SPELT[:2] + b"\xc2" + SPELT[3:])):
         assert mpc_file.read(data)[0].format_version == 1
 
 
@@ -181,6 +249,12 @@ def test_words_that_name_no_codec(layout, words):
 def test_files_that_end_at_the_codec(layout, rest):
     with pytest.raises(CorruptUnitError):
         CodedUnit.from_bytes(with_checksum(GOLDEN[:2] + bytes([0xC0 | layout]) + GOLDEN[3:16] + rest))
+    for size in (7, 8, 12, 15):
+        with pytest.raises(CorruptUnitError):
+            CodedUnit.from_bytes(with_checksum(GOLDEN[:2] + bytes([0xC0 | layout]) + GOLDEN[3:size]))
+    for end in (b"", b"\x01", b"\x81"):
+        with pytest.raises(CorruptUnitError):
+            CodedUnit.from_bytes(with_checksum(EDITION[:7] + end))
 
 
 @pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
@@ -197,10 +271,10 @@ def test_round_trip(unit, tmp_path):
 
 @pytest.mark.parametrize("state", [{}, {"token_width": 12}], ids=["own grid", "another grid"])
 @pytest.mark.parametrize("shape", [(257, 384), (1, 257, 384)])
-@pytest.mark.parametrize("codec_id", ["klt-imgfocus-vits14-block6", "klt-imgfocus-vits14-final"])
-def test_a_klt_unit_costs_at_most_32_bytes_beyond_its_payload(shape, state, codec_id):
-    unit = klt_unit(shape, codec_id, **state)
-    assert unit.nbytes - len(unit.payload) <= 32
+@pytest.mark.parametrize("number", range(len(EDITIONS)))
+def test_a_klt_unit_costs_at_most_22_bytes_beyond_its_payload(shape, state, number):
+    unit = edition_unit(number, shape, **state)
+    assert unit.nbytes - len(unit.payload) <= 22
     assert unit.bpfp == 8 * unit.nbytes / (257 * 384)
 
 
@@ -233,8 +307,8 @@ def test_every_truncation_and_extension_is_noticed(unit):
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_no_unit(data):
-    forged = [with_checksum(b"MP" + bytes([0xC0 | layout]) + bytes(4) + data) for layout in (1, 2)]
-    for candidate in (data, b"MP\xc1" + data, b"MP\xc2" + data, *forged):
+    forged = [with_checksum(b"MP" + bytes([0xC0 | layout]) + bytes(4) + data) for layout in (1, 2, 3)]
+    for candidate in (data, b"MP\xc1" + data, b"MP\xc2" + data, b"MP\xc3" + data, *forged):
         try:
             unit = CodedUnit.from_bytes(candidate)
         except CorruptUnitError:
@@ -273,8 +347,8 @@ def test_short_files(size):
 def test_other_files_and_newer_layouts_say_so():
     with pytest.raises(CorruptUnitError, match=r"not a \.mpc file"):
         CodedUnit.from_bytes(b"\x93NUMPY" + bytes(100))
-    for layout in (0, 3, 15):
-        with pytest.raises(CorruptUnitError, match=f"layout {layout}; this reader knows 1 and 2"):
+    for layout in (0, 4, 15):
+        with pytest.raises(CorruptUnitError, match=f"layout {layout}; this reader knows 1 to 3"):
             CodedUnit.from_bytes(with_checksum(GOLDEN[:2] + bytes([0xC0 | layout]) + GOLDEN[3:]))
 
 
@@ -290,7 +364,7 @@ FORGED_SIZES = (
 
 
 def test_a_forged_size_allocates_nothing():
-    for head, tail in itertools.product((GOLDEN[:34], NUMBERED[:18]), FORGED_SIZES):
+    for head, tail in itertools.product((GOLDEN[:34], NUMBERED[:18], EDITION[:8]), FORGED_SIZES):
         with pytest.raises(CorruptUnitError):
             CodedUnit.from_bytes(with_checksum(head + tail))
 
@@ -325,10 +399,10 @@ def test_what_the_layout_cannot_hold_is_not_written():
 
 def test_the_examples_in_the_documentation_are_the_golden_files():
     text = DOCUMENT.read_text(encoding="utf-8")
-    examples = text.partition("## An example")[2].partition("\n## ")[0].partition("in layout 1:")
-    for example, golden in ((examples[0], NUMBERED), (examples[2], GOLDEN)):
+    examples = re.split(r"in layout [123]:\n", text.partition("## An example")[2].partition("\n## ")[0])[1:]
+    for example, golden in zip(examples, (EDITION, NUMBERED, GOLDEN), strict=True):
         lines = re.findall(r"^    ((?:[0-9a-f]{2} ?)+?)(?: {2,}|$)", example, re.MULTILINE)
         assert bytes.fromhex("".join(lines)) == golden
-    first, second = (len(golden) - len(PAYLOAD) for golden in (NUMBERED, GOLDEN))
-    said = f"The example has {first} bytes beside its payload in layout 2, and {second} in layout 1"
+    third, second, first = (len(golden) - len(PAYLOAD) for golden in (EDITION, NUMBERED, GOLDEN))
+    said = f"The example has {third} bytes beside its payload in layout 3, {second} in layout 2 and {first} in layout 1"
     assert said in " ".join(text.split())
