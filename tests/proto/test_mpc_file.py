@@ -53,7 +53,7 @@ NUMBERED = bytes.fromhex(
 # The same in layout 3, where it has the fingerprint and the bitstream version that edition 1 has.
 EDITION = bytes.fromhex(
     "4d50c3"  # magic, layout 3
-    "00000000"
+    "10e1f1eb"
     "01"  # edition 1
     "2281028003"
     "07"
