@@ -16,7 +16,6 @@ from numba.core.compiler_machinery import PassManager, register_pass
 from numba.core.lowering import Lower
 from numba.core.registry import CPUDispatcher
 from numba.core.typed_passes import (
-    AnnotateTypes,
     IRLegalization,
     NativeLowering,
     NoPythonBackend,
@@ -88,6 +87,7 @@ class _KernelLowering(_Lowering):  # type: ignore[misc]
         library = (_HelperLibrary if helper else _KernelLibrary)(state.targetctx.codegen(), state.func_id.func_qualname)
         library.enable_object_caching()
         state.library, state.flags.no_compile = library, helper
+        state.type_annotation = ""  # every variable's type, for who asks: nobody does, and the cache would keep it
         super().run_pass(state)
         if helper:
 
@@ -111,7 +111,6 @@ _PASSES: tuple[tuple[Any, str], ...] = (
     (NopythonTypeInference, "infer types"),
     (PreLowerStripPhis, "replace phi nodes"),
     (IRLegalization, "insert deletions"),
-    (AnnotateTypes, "note the types, which a compile result holds"),
     (_KernelLowering, "make machine code"),
     (NoPythonBackend, "make a compile result"),
 )

@@ -46,8 +46,8 @@ def to_bytes(rows: NDArray[Any]) -> NDArray[np.int8]:
 def orthonormal(rows: NDArray[np.int8]) -> FloatArray:
     """The orthonormal rows nearest to some that are almost so: their polar factor.
 
-    Newton and Schulz (Higham 2008, Functions of Matrices, 8.3): starts within a few per cent, and errors square. The same
-    bits with every BLAS.
+    Newton and Schulz (Higham 2008, Functions of Matrices, 8.3): starts within a few per cent, and errors square. BLAS,
+    whose bits differ from machine to machine, has no part in it.
     """
     x = rows.astype(np.float32)
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
