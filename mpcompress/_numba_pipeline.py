@@ -1,8 +1,8 @@
 """How numba compiles a kernel here: the passes and the optimisation that kernels need, and no others.
 
-Left out are passes for closures, `with` blocks and array expressions, and of LLVM's the rounds
-that serve reference counts. A helper is never compiled on its own: its code is linked into the kernels that call it as
-numba has made it, and optimised there. Together a quarter of the time to compile.
+Left out are passes for closures, `with` blocks and array expressions, and of LLVM's the rounds that serve reference
+counts. A helper is never compiled on its own: its code is linked into the kernels that call it as numba has made it,
+and optimised there. Together a fifth of the time to compile.
 """
 
 from __future__ import annotations

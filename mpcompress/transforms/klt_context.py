@@ -183,7 +183,7 @@ def row_context(
     left, up = u64(neighbours[row, 0]), u64(neighbours[row, 1])
     first, second = u64(neighbours[row, 4]), u64(neighbours[row, 5])
     for k in range(u64(end)):
-        # In 64 bits, of which the store takes 32: LLVM then does all of it in 32.
+        # In 64 bits, of which the store keeps 32: casts in between cost more than they save.
         part[k] = (
             (known[kind, LEVEL, k] << WEIGHT_SHIFT)
             + known[kind, 0, k] * near
