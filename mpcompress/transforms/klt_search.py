@@ -183,7 +183,7 @@ def _with_gain(item: Item, trial: Trial) -> Coding[Trial]:
 
 
 def _reach(item: Item, first: KltState) -> Coding[Trial]:
-    """A secant search in the logarithms, from the codec's expected points."""
+    """A search in the logarithms: by the codec's expected points, and between tried ones as soon as it is there."""
     params, model = item.params, item.model
     by_rate = params.target_bpfp is not None
     target = params.target_bpfp if params.target_bpfp is not None else params.target_nmse
@@ -196,8 +196,12 @@ def _reach(item: Item, first: KltState) -> Coding[Trial]:
     best: tuple[float, Trial] | None = None
     tried: dict[int, float] = {}
     for _ in range(_MAX_TRIALS):
-        qp = _guess(qps, values + shift, goal, low, high)
-        if qp in tried:
+        qp = _between(tried, goal) if tried else None
+        if qp is None and low <= high:
+            qp = _guess(qps, values + shift, goal, low, high)
+        if qp is None or qp in tried:
+            qp = _beside(tried, goal, model.qp.minimum, model.qp.maximum)
+        if qp is None:
             break
         trial = yield from _with_gain(item, (yield from _trial(item, replace(first, qp_eighths=qp))))
         if by_rate:
@@ -214,11 +218,9 @@ def _reach(item: Item, first: KltState) -> Coding[Trial]:
             break
         # Bits fall and errors rise with qp: what was tried bounds the rest.
         if (value > goal) == by_rate:
-            low = qp + 1.0
+            low = max(low, qp + 1.0)
         else:
-            high = qp - 1.0
-        if low > high:
-            break
+            high = min(high, qp - 1.0)
         shift += value - float(np.interp(qp, qps, values + shift))
     assert best is not None
     reached = best[0] <= math.log1p(_REACHED)
@@ -240,6 +242,27 @@ def _guess(qps: NDArray[np.float64], values: NDArray[np.float64], goal: float, l
     else:
         found = float(np.interp(goal, x, y))
     return round(float(min(max(found, low), high)))
+
+
+def _between(tried: dict[int, float], goal: float) -> int | None:
+    """The qp where the line between the nearest values below and above meets the goal; None with one side only."""
+    below = [qp for qp, value in tried.items() if value <= goal]
+    above = [qp for qp, value in tried.items() if value > goal]
+    if not below or not above:
+        return None
+    a, b = max(below, key=tried.__getitem__), min(above, key=tried.__getitem__)
+    return round(a + (b - a) * (goal - tried[a]) / (tried[b] - tried[a]))
+
+
+def _beside(tried: dict[int, float], goal: float, lowest: int, highest: int) -> int | None:
+    """The next qp to try when those between are used up: of a few symbols, bits and errors rise and fall from qp to qp.
+
+    None when the goal is beyond all that was tried.
+    """
+    if not min(tried.values()) <= goal <= max(tried.values()):
+        return None
+    best = min(tried, key=lambda qp: abs(tried[qp] - goal))
+    return min(set(range(lowest, highest + 1)) - tried.keys(), key=lambda qp: abs(qp - best), default=None)
 
 
 def _too_large(x: FloatArray) -> OutOfRangeError:

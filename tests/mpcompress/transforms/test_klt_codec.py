@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -465,7 +466,7 @@ def test_rates_are_reached(shipped, tools, target):
     for h in features[:3]:
         coded, _, _ = tools.code(codec, h, target_bpfp=target)
         assert coded.report.target_reached
-        assert 8 * (len(coded.strings[0]) + 32) / h.size == pytest.approx(target, rel=0.03)
+        assert 8 * (len(coded.strings[0]) + 22) / h.size == pytest.approx(target, rel=0.03)
         assert coded.report.qp_eighths == coded.pstate["qp_eighths"]
 
 
@@ -476,6 +477,16 @@ def test_errors_are_reached(shipped, tools, target):
         coded, _, out = tools.code(codec, h, target_nmse=target)
         assert nmse(h, out) == pytest.approx(target, rel=0.03)
         assert coded.report.nmse == pytest.approx(nmse(h, out), rel=0.01)
+
+
+def test_targets_of_a_few_symbols_are_reached(shipped, tools):
+    """Errors of tensors this small rise and fall from qp to qp, and jump over a few targets."""
+    codec, features = shipped
+    missed = 0
+    for target, h, side in itertools.product((0.1, 0.15, 0.2, 0.3), features, (4, 5, 6, 7, 9, 11, 13)):
+        coded, _, _ = tools.code(codec, h[: 1 + side**2], target_nmse=target, token_res=(side, side))
+        missed += not coded.report.target_reached and coded.report.qp_eighths < codec.qp.maximum
+    assert missed <= 3
 
 
 def test_targets_out_of_reach_give_the_nearest_point_or_an_error(shipped, tools):
