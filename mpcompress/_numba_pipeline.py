@@ -90,13 +90,8 @@ class _KernelLowering(_Lowering):  # type: ignore[misc]
         state.type_annotation = ""  # every variable's type, for who asks: nobody does, and the cache would keep it
         super().run_pass(state)
         if helper:
-
-            def entry_point(*_: Any) -> NoReturn:
-                """What callers know the helper by."""
-                raise TypeError("for compiled code only")
-
-            state.cr = state.cr._replace(cfunc=entry_point)
-            state.targetctx.insert_user_function(entry_point, state.cr.fndesc, [library])
+            state.cr = state.cr._replace(cfunc=library)  # what callers know the helper by
+            state.targetctx.insert_user_function(library, state.cr.fndesc, [library])
         return True
 
 

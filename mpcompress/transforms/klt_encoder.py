@@ -11,6 +11,7 @@ generator that stops at small groups for a product that several samples may shar
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -173,15 +174,16 @@ class _Run:
         """What was coded, and what the filter would win: right after it was coded, as all its arrays are buffers."""
         index, classes, values, _ = self.lists
         n = self.count
-        return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), *self._left())
+        return Symbols(index[:n].copy(), classes[:n].copy(), values[:n].copy(), *self._left)
 
     def is_helped(self) -> bool:
         """Whether the filter knows such features: it adds to others what nobody lost. Right after it was coded."""
         if self.change is None:
             return False
-        _, cross, power = self._left()
+        _, cross, power = self._left
         return cross > _LEAST_HELP * power
 
+    @cached_property
     def _left(self) -> tuple[float, float, float]:
         """`error`, `cross` and `power` of `Symbols`."""
         if self.change is None:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mpcompress.codec import CodingParams
+from mpcompress.codec import CodingParams, QpRange
 from mpcompress.entropy.rans import encode
 from mpcompress.errors import OutOfRangeError
 from mpcompress.transforms.klt_context import UNITS
@@ -191,16 +191,20 @@ def _reach(item: Item, first: KltState) -> Coding[Trial]:
     column = 1 if by_rate else 2
     goal = math.log(target)
     qps, values = model.points[:, 0].astype(np.float64), np.log(np.maximum(model.points[:, column], 1e-9))
-    low, high = float(model.qp.minimum), float(model.qp.maximum)
     shift = 0.0
     best: tuple[float, Trial] | None = None
     tried: dict[int, float] = {}
     for _ in range(_MAX_TRIALS):
-        qp = _between(tried, goal) if tried else None
-        if qp is None and low <= high:
-            qp = _guess(qps, values + shift, goal, low, high)
-        if qp is None or qp in tried:
-            qp = _beside(tried, goal, model.qp.minimum, model.qp.maximum)
+        if tried and min(tried.values()) <= goal < max(tried.values()):
+            qp = _between(tried, goal, model.qp)
+        else:
+            # Bits fall and errors rise with qp: what was tried bounds the rest.
+            low, high = model.qp.minimum, model.qp.maximum
+            if tried and (min(tried.values()) > goal) == by_rate:
+                low = max(tried) + 1
+            elif tried:
+                high = min(tried) - 1
+            qp = _guess(qps, values + shift, goal, low, high) if low <= high else None
         if qp is None:
             break
         trial = yield from _with_gain(item, (yield from _trial(item, replace(first, qp_eighths=qp))))
@@ -216,11 +220,6 @@ def _reach(item: Item, first: KltState) -> Coding[Trial]:
             best = miss, trial
         if miss < _CLOSE:
             break
-        # Bits fall and errors rise with qp: what was tried bounds the rest.
-        if (value > goal) == by_rate:
-            low = max(low, qp + 1.0)
-        else:
-            high = min(high, qp - 1.0)
         shift += value - float(np.interp(qp, qps, values + shift))
     assert best is not None
     reached = best[0] <= math.log1p(_REACHED)
@@ -244,25 +243,20 @@ def _guess(qps: NDArray[np.float64], values: NDArray[np.float64], goal: float, l
     return round(float(min(max(found, low), high)))
 
 
-def _between(tried: dict[int, float], goal: float) -> int | None:
-    """The qp where the line between the nearest values below and above meets the goal; None with one side only."""
-    below = [qp for qp, value in tried.items() if value <= goal]
-    above = [qp for qp, value in tried.items() if value > goal]
-    if not below or not above:
-        return None
-    a, b = max(below, key=tried.__getitem__), min(above, key=tried.__getitem__)
-    return round(a + (b - a) * (goal - tried[a]) / (tried[b] - tried[a]))
+def _between(tried: dict[int, float], goal: float, limits: QpRange) -> int | None:
+    """The qp where the line between the nearest values below and above meets the goal.
 
-
-def _beside(tried: dict[int, float], goal: float, lowest: int, highest: int) -> int | None:
-    """The next qp to try when those between are used up: of a few symbols, bits and errors rise and fall from qp to qp.
-
-    None when the goal is beyond all that was tried.
+    When it was tried, the nearest to the best that was not: of a few symbols, bits and errors rise and fall from qp to
+    qp. None when all were.
     """
-    if not min(tried.values()) <= goal <= max(tried.values()):
-        return None
+    a = max((qp for qp, value in tried.items() if value <= goal), key=tried.__getitem__)
+    b = min((qp for qp, value in tried.items() if value > goal), key=tried.__getitem__)
+    qp = round(a + (b - a) * (goal - tried[a]) / (tried[b] - tried[a]))
+    if qp not in tried:
+        return qp
     best = min(tried, key=lambda qp: abs(tried[qp] - goal))
-    return min(set(range(lowest, highest + 1)) - tried.keys(), key=lambda qp: abs(qp - best), default=None)
+    untried = set(range(limits.minimum, limits.maximum + 1)) - tried.keys()
+    return min(untried, key=lambda qp: abs(qp - best), default=None)
 
 
 def _too_large(x: FloatArray) -> OutOfRangeError:
